@@ -1,0 +1,8 @@
+"""The batches app."""
+
+from django.apps import AppConfig
+
+
+class BatchesConfig(AppConfig):
+    name = "batches"
+    verbose_name = "Batches"

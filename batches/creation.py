@@ -1,0 +1,147 @@
+"""Read a request for a batch: its fields, their rules, and the lenient form of the older local server."""
+
+import re
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import msgspec
+from django.conf import settings
+from django.db import transaction
+
+from batches import doorbell
+from batches.models import Batch
+from batches.validation import ENDPOINTS, OPENAI_ENDPOINTS
+from files import storage
+from files.jsonl import iter_lines
+from files.models import File, Purpose
+from files.uploads import read_lifetime
+from vbatch_site.models import Project
+from vbatch_site.openai.errors import ApiError, Json, missing, not_supported, wrong_id, wrong_type
+
+MAX_METADATA_PAIRS = 16
+MAX_METADATA_KEY = 64  # characters
+MAX_METADATA_VALUE = 512  # characters
+
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+
+
+def window_length(window: str) -> timedelta:
+    """Return how long a completion window such as `24h` is; raise ValueError."""
+    match = re.fullmatch(r"(\d{1,6})([smhd])", window)
+    if match is None:
+        raise ValueError(f"{window!r} is no completion window; use a number and one of s, m, h, d, such as 24h")
+    return timedelta(**{_UNITS[match[2]]: int(match[1])})
+
+
+@dataclass(frozen=True, slots=True)
+class BatchRequest:
+    """A checked request."""
+
+    input_file_id: str
+    endpoint: str
+    completion_window: str
+    metadata: dict[str, str] | None
+    default_model: str
+    output_life_seconds: int | None
+
+
+def create(project: Project, body: Json) -> Batch:
+    """Check a request and start its batch; raise ApiError."""
+    wanted = read(project, body)
+    with transaction.atomic():
+        batch = Batch.begin(
+            window=window_length(wanted.completion_window),
+            project=project,
+            endpoint=wanted.endpoint,
+            input_file_id=wanted.input_file_id,
+            completion_window=wanted.completion_window,
+            metadata=wanted.metadata,
+            default_model=wanted.default_model,
+            output_life_seconds=wanted.output_life_seconds,
+        )
+        doorbell.ring_validate(batch.pk)
+    return batch
+
+
+def read(project: Project, body: Json) -> BatchRequest:
+    """Return the checked request, or raise ApiError."""
+    file_id = _file_id(body)
+    metadata = read_metadata(body.get("metadata"))
+    default_model = (metadata or {}).get("model", "")
+    lenient = bool(default_model) or settings.VBATCH_LENIENT_CREATE
+    file = File.objects.visible_to(project).filter(pk=file_id).first()
+    endpoint = body.get("endpoint")
+    if endpoint is None and lenient and file is not None:
+        endpoint = first_url(file)
+    window = body.get("completion_window")
+    if window is None and lenient:
+        window = settings.VBATCH_COMPLETION_WINDOWS[0]
+    _check_choice("endpoint", endpoint, ENDPOINTS, OPENAI_ENDPOINTS)
+    _check_choice("completion_window", window, settings.VBATCH_COMPLETION_WINDOWS)
+    life = read_lifetime(body.get("output_expires_after"), "output_expires_after")
+    if file is not None and file.purpose != Purpose.BATCH:
+        message = f"Invalid file purpose: '{file.purpose}'. The input file of a batch must have purpose 'batch'."
+        raise ApiError(message, param="input_file_id", code="invalid_file_purpose")
+    return BatchRequest(file_id, str(endpoint), str(window), metadata, default_model, life.seconds if life else None)
+
+
+def _file_id(body: Json) -> str:
+    file_id = body.get("input_file_id")
+    if file_id is None:
+        raise missing("input_file_id")
+    if not isinstance(file_id, str):
+        raise wrong_type("input_file_id", "a string", file_id)
+    if not file_id.startswith("file") or len(file_id) > 64 or not file_id.isprintable():
+        raise wrong_id("input_file_id", file_id[:200], "file")
+    return file_id
+
+
+def _check_choice(param: str, value: Any, accepted: Any, named: Any = None) -> None:
+    """Refuse a value outside the accepted ones; the message names the list that OpenAI's would."""
+    if value is None:
+        raise missing(param)
+    if not isinstance(value, str):
+        raise wrong_type(param, "a string", value)
+    if value not in accepted:
+        raise not_supported(param, value[:200], named or accepted)
+
+
+def read_metadata(value: Any) -> dict[str, str] | None:
+    """Return checked metadata, or raise ApiError."""
+    if value is None:
+        return None
+    if not isinstance(value, dict):
+        raise wrong_type("metadata", "an object", value)
+    if len(value) > MAX_METADATA_PAIRS:
+        message = (
+            f"Invalid 'metadata': too many properties. Expected an object with at most {MAX_METADATA_PAIRS} "
+            f"properties, but got an object with {len(value)} properties instead."
+        )
+        raise ApiError(message, param="metadata", code="object_above_max_properties")
+    for key, text in value.items():
+        if not isinstance(text, str):
+            raise wrong_type(f"metadata.{key[:MAX_METADATA_KEY]}", "a string", text)
+        if "\0" in key + text:
+            raise ApiError("Invalid 'metadata': the character U+0000 can't be stored.", param="metadata", code="invalid_value")
+        for what, limit in ((key, MAX_METADATA_KEY), (text, MAX_METADATA_VALUE)):
+            if len(what) > limit:
+                param = f"metadata.{key[:MAX_METADATA_KEY]}"
+                message = (
+                    f"Invalid '{param}': string too long. Expected a string with maximum length {limit}, "
+                    f"but got a string with length {len(what)} instead."
+                )
+                raise ApiError(message, param=param, code="string_above_max_length")
+    return value
+
+
+def first_url(file: File) -> str | None:
+    """Return the `url` of a file's first request, which stands for the endpoint that a lenient request left out."""
+    try:
+        with storage.opened(file.path) as stream:
+            first = next((raw for _, _, raw in iter_lines(stream) if raw is not None and raw.strip()), b"")
+        line = msgspec.json.decode(first)
+    except (FileNotFoundError, msgspec.MsgspecError, RecursionError):
+        return None
+    url = line.get("url") if isinstance(line, dict) else None
+    return url if isinstance(url, str) else None

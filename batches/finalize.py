@@ -1,0 +1,202 @@
+"""End a batch: results become the output and the error file, and status and file ids appear in one transaction.
+
+Every step can be repeated: the files have names made from the batch's id, so a second attempt after a crash writes
+over the first one's, and nothing is visible before the last step.
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from django.db import transaction
+from django.utils import timezone
+
+from batches import leases, wire
+from batches.locks import batch_lock
+from batches.models import Batch, Result, Shard, StaleTransition
+from batches.planning import PlannedLine, in_file_order
+from batches.states import BatchStatus
+from batches.validation import parse_line
+from files import storage
+from files.models import BATCH_FILE_LIFE, File, Purpose
+from vbatch_site.openai import ids
+
+_CHUNK = 500  # results held in memory at a time
+_PURGE_CHUNK = 5000  # rows deleted at a time, so that no lock or transaction grows with the batch
+
+
+@dataclass
+class _Written:
+    """One file being written, made only when it gets its first line."""
+
+    name: str
+    stack: ExitStack
+    writer: storage.Writer | None = None
+    size: int = 0
+    lines: int = 0
+
+    def add(self, line: bytes) -> None:
+        if self.writer is None:
+            self.writer = self.stack.enter_context(storage.writing(self.name))
+        self.writer.write(line)
+        self.size += len(line)
+        self.lines += 1
+
+
+@dataclass
+class _Totals:
+    """What the finished batch reports, counted from the rows and not from the running counters."""
+
+    completed: int = 0
+    failed: int = 0
+    usage: wire.Usage = field(default_factory=wire.Usage)
+
+
+def finalize(batch_id: str) -> bool:
+    """Write the files of a batch that is done, cancelled or expired; return whether it ended here.
+
+    False means that another process is at it, or that a worker still holds lines of it and will ring again.
+    """
+    with batch_lock(batch_id) as mine:
+        if not mine:
+            return False
+        batch = Batch.objects.get(pk=batch_id)
+        if batch.status not in (BatchStatus.FINALIZING, BatchStatus.CANCELLING):
+            return False
+        if not leases.close_shards(batch_id):
+            return False
+        _write(batch)
+    purge(batch_id)
+    return True
+
+
+def _write(batch: Batch) -> None:
+    now = timezone.now()
+    names = {kind: f"batches/{batch.pk}_{kind}.jsonl" for kind in ("output", "error")}
+    left_error = wire.CANCELLED
+    if batch.status == BatchStatus.FINALIZING:
+        left_error = (batch.abort_code, batch.abort_message) if batch.abort_code else wire.EXPIRED
+    with ExitStack() as stack:
+        output, errors = _Written(names["output"], stack), _Written(names["error"], stack)
+        totals, left = _write_lines(batch, output, errors, left_error, int(now.timestamp()))
+    _publish(batch, output, errors, totals, left)
+
+
+def _write_lines(
+    batch: Batch, output: _Written, errors: _Written, left_error: tuple[str, str], at: int
+) -> tuple[_Totals, int]:
+    """Write each line of the input to one of the two files; return the counts and how many lines never ran."""
+    totals, left = _Totals(), 0
+    plan = in_file_order(Shard.objects.filter(batch=batch).values_list("lines", flat=True))
+    results = _results(batch.pk)
+    result = next(results, None)
+    with _InputLines(batch) as source:
+        for line in plan:
+            if result is None or result.line != line.number:
+                errors.add(wire.error_line(at, source.custom_id(line), *left_error))
+                left += 1
+                # A line that the engine could not be had for failed; one that was cancelled or too late did not.
+                totals.failed += bool(batch.abort_code)
+                continue
+            if result.error_code:
+                errors.add(wire.error_line(at, result.custom_id, result.error_code, result.error_message))
+            else:
+                body = wire.one_line(bytes(result.body or b"null"))
+                target = output if result.succeeded else errors
+                target.add(
+                    wire.response_line(at, result.custom_id, result.status_code or 0, result.request_id, body)
+                )
+            _count(totals, result)
+            result = next(results, None)
+    return totals, left
+
+
+def _count(totals: _Totals, result: Result) -> None:
+    if not result.succeeded:
+        totals.failed += 1
+        return
+    totals.completed += 1
+    totals.usage.input_tokens += result.input_tokens
+    totals.usage.cached_tokens += result.cached_tokens
+    totals.usage.output_tokens += result.output_tokens
+    totals.usage.reasoning_tokens += result.reasoning_tokens
+
+
+def _results(batch_id: str) -> Iterator[Result]:
+    """Yield a batch's results by line number, a chunk in memory at a time."""
+    last = 0
+    while chunk := list(Result.objects.filter(batch_id=batch_id, line__gt=last).order_by("line")[:_CHUNK]):
+        yield from chunk
+        last = chunk[-1].line
+
+
+class _InputLines:
+    """Reads custom_ids of lines that have no result; the input is opened only if there are any."""
+
+    def __init__(self, batch: Batch) -> None:
+        self._file_id = batch.input_file_id
+        self._stack = ExitStack()
+        self._stream = None
+
+    def __enter__(self) -> "_InputLines":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._stack.close()
+
+    def custom_id(self, line: PlannedLine) -> str:
+        """Return the custom_id of a line of the input."""
+        if self._stream is None:
+            path = File.objects.values_list("path", flat=True).get(pk=self._file_id)
+            self._stream = self._stack.enter_context(storage.opened(path))
+        self._stream.seek(line.offset)
+        return parse_line(self._stream.read(line.length)).custom_id
+
+
+def _publish(batch: Batch, output: _Written, errors: _Written, totals: _Totals, left: int) -> None:
+    """Make the files and the end of the batch visible together."""
+    outcome = BatchStatus.CANCELLED
+    if batch.status == BatchStatus.FINALIZING:
+        outcome = BatchStatus.EXPIRED if left and not batch.abort_code else BatchStatus.COMPLETED
+    now = timezone.now()
+    with transaction.atomic():
+        try:
+            batch.move(
+                outcome,
+                output_file_id=_file(batch, output, now),
+                error_file_id=_file(batch, errors, now),
+                completed=totals.completed,
+                failed=totals.failed,
+                input_tokens=totals.usage.input_tokens,
+                cached_tokens=totals.usage.cached_tokens,
+                output_tokens=totals.usage.output_tokens,
+                reasoning_tokens=totals.usage.reasoning_tokens,
+            )
+        except StaleTransition:
+            transaction.set_rollback(True)
+
+
+def _file(batch: Batch, written: _Written, now: datetime) -> str | None:
+    if not written.lines:
+        return None
+    life = timedelta(seconds=batch.output_life_seconds) if batch.output_life_seconds else BATCH_FILE_LIFE
+    file = File.objects.create(
+        id=ids.file_id(),
+        project_id=batch.project_id,
+        purpose=Purpose.BATCH_OUTPUT,
+        filename=written.name.rpartition("/")[2],
+        bytes=written.size,
+        path=written.name,
+        created_at=now,
+        expires_at=now + life,
+    )
+    return file.pk
+
+
+def purge(batch_id: str) -> None:
+    """Delete the results and shards of a batch whose files are written."""
+    for rows in (Result.objects.filter(batch_id=batch_id), Shard.objects.filter(batch_id=batch_id)):
+        while rows.filter(pk__in=rows.values("pk")[:_PURGE_CHUNK]).delete()[0]:
+            continue
+    Batch.objects.filter(pk=batch_id).update(purged_at=timezone.now())

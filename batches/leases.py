@@ -1,0 +1,234 @@
+"""Leases on shards: claim, renew, commit, release. The one place where results enter the database.
+
+A lease has an epoch, and every write names it: a worker that lost its lease writes nothing. Locks are always taken in
+the order shard, then batch by id, so that two workers never wait for each other.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from django.conf import settings
+from django.db import connection, transaction
+from django.db.models import F, Q
+from django.utils import timezone
+
+from batches import doorbell
+from batches.demand import Waiting
+from batches.models import Batch, Result, Shard, StaleTransition
+from batches.planning import PlannedLine, unpack
+from batches.states import OPEN_SHARDS, BatchStatus, ShardState
+from files.models import File
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The right to run one shard's lines and to commit their results, until it is lost."""
+
+    shard_id: int
+    epoch: int
+    batch_id: str
+    model: str
+    default_model: str
+    endpoint: str
+    input_path: str
+    expires_at: datetime
+    lines: tuple[PlannedLine, ...]  # those without a result yet
+
+
+def _term() -> timedelta:
+    return timedelta(seconds=settings.VBATCH_LEASE_SECONDS)
+
+
+def _claimable(now: datetime) -> Q:
+    return Q(state=ShardState.PENDING) | Q(state=ShardState.LEASED, lease_expires_at__lt=now)
+
+
+def waiting(now: datetime) -> list[Waiting]:
+    """Return the batches with shards to claim, oldest first."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            """
+            SELECT b.id, b.project_id, s.model, b.created_at, b.expires_at, sum(s.count - s.done)
+              FROM batches_shard s JOIN batches_batch b ON b.id = s.batch_id
+             WHERE b.status = 'in_progress' AND b.expires_at > %s
+               AND s.state IN ('pending', 'leased') AND (s.state = 'pending' OR s.lease_expires_at < %s)
+             GROUP BY b.id, s.model ORDER BY b.created_at, b.id
+            """,
+            [now, now],
+        )
+        return [Waiting(*row) for row in cursor.fetchall()]
+
+
+def claim(batch_id: str, model: str, holder: str) -> Lease | None:
+    """Take the batch's next shard for the model, or return None when others were faster."""
+    now = timezone.now()
+    with transaction.atomic():
+        shard = (
+            Shard.objects.filter(_claimable(now), batch_id=batch_id, model=model, state__in=OPEN_SHARDS)
+            .select_for_update(skip_locked=True)
+            .order_by("index")
+            .first()
+        )
+        if shard is None:
+            return None
+        batch = Batch.objects.filter(pk=batch_id, status=BatchStatus.IN_PROGRESS).first()
+        if batch is None:
+            return None
+        taken_before = shard.epoch > 0
+        Shard.objects.filter(pk=shard.pk).update(
+            state=ShardState.LEASED, epoch=F("epoch") + 1, holder=holder, lease_expires_at=now + _term()
+        )
+    lines = tuple(unpack(shard.lines))
+    if taken_before:
+        numbers = [line.number for line in lines]
+        found = set(Result.objects.filter(batch_id=batch_id, line__in=numbers).values_list("line", flat=True))
+        lines = tuple(line for line in lines if line.number not in found)
+    path = File.objects.values_list("path", flat=True).get(pk=batch.input_file_id)
+    return Lease(
+        shard_id=shard.pk,
+        epoch=shard.epoch + 1,
+        batch_id=batch.pk,
+        model=model,
+        default_model=batch.default_model,
+        endpoint=batch.endpoint,
+        input_path=path,
+        expires_at=batch.expires_at,
+        lines=lines,
+    )
+
+
+def renew(leases: Iterable[Lease]) -> set[int]:
+    """Prolong leases; return the shards that are still ours and whose batches still want to be run."""
+    pairs = [(lease.shard_id, lease.epoch) for lease in leases]
+    if not pairs:
+        return set()
+    with connection.cursor() as cursor:
+        cursor.execute(
+            """
+            UPDATE batches_shard s SET lease_expires_at = %s
+              FROM unnest(%s::bigint[], %s::int[]) AS mine(id, epoch), batches_batch b
+             WHERE s.id = mine.id AND s.epoch = mine.epoch AND s.state = 'leased' AND b.id = s.batch_id
+         RETURNING s.id, b.status
+            """,
+            [timezone.now() + _term(), *map(list, zip(*pairs, strict=True))],
+        )
+        return {shard_id for shard_id, status in cursor.fetchall() if status == BatchStatus.IN_PROGRESS}
+
+
+@dataclass(slots=True)
+class _Sums:
+    """What one commit adds to a batch's counters."""
+
+    completed: int = 0
+    failed: int = 0
+    input_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    reasoning_tokens: int = 0
+
+    def add(self, result: Result) -> None:
+        if result.succeeded:
+            self.completed += 1
+            self.input_tokens += result.input_tokens
+            self.cached_tokens += result.cached_tokens
+            self.output_tokens += result.output_tokens
+            self.reasoning_tokens += result.reasoning_tokens
+        else:
+            self.failed += 1
+
+
+def commit(finished: Sequence[tuple[Lease, Result]]) -> set[int]:
+    """Write results, counters and leases in one transaction; return the shards whose lease was kept.
+
+    Results of a lost lease are dropped: another worker runs those lines.
+    """
+    by_shard: dict[int, list[Result]] = defaultdict(list)
+    epochs: dict[int, int] = {}
+    for lease, result in finished:
+        by_shard[lease.shard_id].append(result)
+        epochs[lease.shard_id] = lease.epoch
+    ids = sorted(by_shard)
+    with transaction.atomic(), connection.cursor() as cursor:
+        # Rows are locked in id order first, because an UPDATE with a join locks in any order.
+        cursor.execute("SELECT 1 FROM batches_shard WHERE id = ANY(%s) ORDER BY id FOR UPDATE", [ids])
+        cursor.execute(
+            """
+            UPDATE batches_shard s
+               SET done = s.done + mine.n,
+                   lease_expires_at = %s,
+                   state = CASE WHEN s.done + mine.n >= s.count THEN 'done' ELSE s.state END
+              FROM unnest(%s::bigint[], %s::int[], %s::int[]) AS mine(id, epoch, n)
+             WHERE s.id = mine.id AND s.epoch = mine.epoch AND s.state = 'leased'
+         RETURNING s.id, s.batch_id, s.state
+            """,
+            [timezone.now() + _term(), ids, [epochs[i] for i in ids], [len(by_shard[i]) for i in ids]],
+        )
+        rows = cursor.fetchall()
+        kept = {shard_id for shard_id, _, _ in rows}
+        sums: dict[str, _Sums] = defaultdict(_Sums)
+        results = [result for shard_id in kept for result in by_shard[shard_id]]
+        for result in results:
+            sums[result.batch_id].add(result)
+        Result.objects.bulk_create(results)
+        for batch_id in sorted(sums):
+            added = sums[batch_id]
+            Batch.objects.filter(pk=batch_id).update(
+                **{name: F(name) + getattr(added, name) for name in _Sums.__slots__ if getattr(added, name)}
+            )
+        # The batch's row is locked by now, so of two workers that commit its last shards the second sees the first's.
+        for batch_id in sorted({batch_id for _, batch_id, state in rows if state == ShardState.DONE}):
+            finish_if_done(batch_id)
+    return kept
+
+
+def finish_if_done(batch_id: str) -> None:
+    """Move a batch without open shards to finalizing; call with its row locked."""
+    if Shard.objects.filter(batch_id=batch_id, state__in=OPEN_SHARDS).exists():
+        return
+    try:
+        Batch(pk=batch_id).move(BatchStatus.FINALIZING)
+    except StaleTransition:
+        return  # cancelled or expired meanwhile: that road has its own doorbell
+    doorbell.ring_finalize(batch_id)
+
+
+def release(leases: Iterable[Lease]) -> None:
+    """Give shards back with what is left of them, and ring for whoever waits for that."""
+    batches = set()
+    for lease in leases:
+        with transaction.atomic():
+            Shard.objects.filter(pk=lease.shard_id, epoch=lease.epoch, state=ShardState.LEASED).update(
+                state=ShardState.PENDING, holder="", lease_expires_at=None
+            )
+        batches.add(lease.batch_id)
+    for batch in Batch.objects.filter(pk__in=batches):
+        match batch.status:
+            case BatchStatus.CANCELLING | BatchStatus.FINALIZING:
+                doorbell.ring_finalize(batch.pk)
+            case BatchStatus.IN_PROGRESS:
+                doorbell.ring_gpu()
+
+
+def abort(batch_id: str, code: str, message: str) -> None:
+    """End a batch whose lines can't be run: those left get this error, and the files are written."""
+    with transaction.atomic():
+        try:
+            Batch(pk=batch_id).move(BatchStatus.FINALIZING, reason=code, abort_code=code, abort_message=message)
+        except StaleTransition:
+            return
+        doorbell.ring_finalize(batch_id)
+
+
+def close_shards(batch_id: str) -> bool:
+    """Fence a batch off from its workers; return False while one still holds a live lease on it."""
+    now = timezone.now()
+    with transaction.atomic():
+        shards = Shard.objects.filter(batch_id=batch_id, state__in=OPEN_SHARDS)
+        list(shards.select_for_update().order_by("id").values_list("id"))
+        if shards.filter(state=ShardState.LEASED, lease_expires_at__gt=now).exists():
+            return False
+        shards.update(state=ShardState.CLOSED, epoch=F("epoch") + 1)
+    return True
+

@@ -1,0 +1,199 @@
+"""Batches, their shards and results, and the journal of what happened to them."""
+
+from datetime import datetime, timedelta
+from typing import Any
+
+from django.db import models, transaction
+from django.db.models import Q
+from django.utils import timezone
+
+from batches.states import ACTIVE, SOURCES, TERMINAL, BatchStatus, ShardState, timestamp_field
+from vbatch_site.models import Project
+from vbatch_site.openai import ids
+
+
+class StaleTransition(Exception):
+    """The batch was no longer in a state that the move starts from."""
+
+
+class BatchQuerySet(models.QuerySet["Batch"]):
+    """Questions asked of batches."""
+
+    def visible_to(self, project: Project) -> "BatchQuerySet":
+        """Return the project's batches."""
+        return self.filter(project=project)
+
+    def overdue(self, now: datetime) -> "BatchQuerySet":
+        """Return batches whose window passed before their work was done."""
+        return self.filter(status__in=[BatchStatus.VALIDATING, BatchStatus.IN_PROGRESS], expires_at__lte=now)
+
+
+class Batch(models.Model):
+    """An object of the Batch API. Its status is moved by `move` and by nothing else."""
+
+    id = models.CharField(primary_key=True, max_length=40, editable=False)
+    project = models.ForeignKey(Project, on_delete=models.CASCADE, related_name="batches")
+    status = models.CharField(
+        max_length=12, choices=[(s.value, s.value) for s in BatchStatus], default=BatchStatus.VALIDATING, editable=False
+    )
+    endpoint = models.CharField(max_length=64)
+    input_file_id = models.CharField(max_length=64)
+    completion_window = models.CharField(max_length=16)
+    metadata = models.JSONField(null=True, blank=True)
+    output_life_seconds = models.PositiveIntegerField(null=True, blank=True)
+    default_model = models.CharField(max_length=200, blank=True, help_text="For lines that name no model.")
+
+    model = models.CharField(max_length=200, null=True, blank=True)  # noqa: DJ001 (null on the wire until validated)
+    errors = models.JSONField(null=True, blank=True)
+    abort_code = models.CharField(max_length=64, blank=True, help_text="Why lines that never ran did not.")
+    abort_message = models.TextField(blank=True)
+    output_file_id = models.CharField(max_length=64, null=True, blank=True)  # noqa: DJ001 (null on the wire)
+    error_file_id = models.CharField(max_length=64, null=True, blank=True)  # noqa: DJ001 (null on the wire)
+
+    total = models.PositiveIntegerField(default=0)
+    completed = models.PositiveIntegerField(default=0)
+    failed = models.PositiveIntegerField(default=0)
+    input_tokens = models.PositiveBigIntegerField(default=0)
+    cached_tokens = models.PositiveBigIntegerField(default=0)
+    output_tokens = models.PositiveBigIntegerField(default=0)
+    reasoning_tokens = models.PositiveBigIntegerField(default=0)
+
+    created_at = models.DateTimeField(default=timezone.now, editable=False)
+    expires_at = models.DateTimeField()
+    in_progress_at = models.DateTimeField(null=True, blank=True)
+    finalizing_at = models.DateTimeField(null=True, blank=True)
+    completed_at = models.DateTimeField(null=True, blank=True)
+    failed_at = models.DateTimeField(null=True, blank=True)
+    expired_at = models.DateTimeField(null=True, blank=True)
+    cancelling_at = models.DateTimeField(null=True, blank=True)
+    cancelled_at = models.DateTimeField(null=True, blank=True)
+    purged_at = models.DateTimeField(null=True, blank=True, editable=False, help_text="When its results were removed.")
+    rung_at = models.DateTimeField(default=timezone.now, editable=False, help_text="When its task was last queued.")
+
+    objects = BatchQuerySet.as_manager()
+
+    class Meta:
+        ordering = ["-created_at", "-id"]
+        verbose_name_plural = "batches"
+        indexes = [
+            models.Index(fields=["project", "-created_at", "-id"], name="batches_newest"),
+            models.Index(
+                fields=["status", "expires_at"], name="batches_active", condition=Q(status__in=sorted(ACTIVE))
+            ),
+            models.Index(fields=["input_file_id"], name="batches_input"),
+            models.Index(
+                fields=["id"], name="batches_to_purge", condition=Q(status__in=sorted(TERMINAL), purged_at=None)
+            ),
+        ]
+        constraints = [
+            models.CheckConstraint(condition=Q(status__in=[s.value for s in BatchStatus]), name="batches_known_status")
+        ]
+
+    def __str__(self) -> str:
+        return self.id
+
+    @classmethod
+    def begin(cls, *, window: timedelta, **fields: Any) -> "Batch":
+        """Return a saved new batch in `validating`; call inside the transaction that queues its validation."""
+        now = timezone.now()
+        batch = cls(id=ids.timed_id("batch", int(now.timestamp())), created_at=now, expires_at=now + window, **fields)
+        batch.save(force_insert=True)
+        BatchEvent.objects.create(batch=batch, at=now, status=BatchStatus.VALIDATING)
+        return batch
+
+    def move(self, to: BatchStatus, *, reason: str = "", **changes: Any) -> None:
+        """Move to another state, write the event, and set the given fields, in one transaction.
+
+        Raises StaleTransition when the row is not in a state that leads there.
+        """
+        now = timezone.now()
+        changes = {"status": to, timestamp_field(to): now, **changes}
+        sources = [source.value for source in SOURCES[to]]
+        with transaction.atomic():
+            if not Batch.objects.filter(pk=self.pk, status__in=sources).update(**changes):
+                raise StaleTransition(f"{self.pk} can't become {to.value}")
+            BatchEvent.objects.create(batch_id=self.pk, at=now, status=to, reason=reason)
+        for name, value in changes.items():
+            setattr(self, name, value)
+
+
+class BatchEvent(models.Model):
+    """One change of a batch's state; rows are only ever added."""
+
+    batch = models.ForeignKey(Batch, on_delete=models.CASCADE, related_name="events")
+    at = models.DateTimeField()
+    status = models.CharField(max_length=12)
+    reason = models.CharField(max_length=200, blank=True)
+
+    class Meta:
+        ordering = ["id"]
+
+    def __str__(self) -> str:
+        return f"{self.batch_id} {self.status}"
+
+
+class Shard(models.Model):
+    """Lines of one batch and one model that run together; the unit that is leased."""
+
+    batch = models.ForeignKey(Batch, on_delete=models.CASCADE, related_name="shards", db_index=False)
+    index = models.PositiveIntegerField()
+    model = models.CharField(max_length=200)
+    lines = models.BinaryField(help_text="Packed (number, offset, length), see planning.py.")
+    count = models.PositiveIntegerField()
+    done = models.PositiveIntegerField(default=0)
+    state = models.CharField(
+        max_length=8, choices=[(s.value, s.value) for s in ShardState], default=ShardState.PENDING, editable=False
+    )
+    epoch = models.PositiveIntegerField(default=0, help_text="Raised by every claim; a commit names it.")
+    holder = models.CharField(max_length=64, blank=True)
+    lease_expires_at = models.DateTimeField(null=True, blank=True)
+
+    class Meta:
+        ordering = ["batch", "index"]
+        constraints = [
+            models.UniqueConstraint(fields=["batch", "index"], name="shards_by_index"),
+            models.CheckConstraint(condition=Q(state__in=[s.value for s in ShardState]), name="shards_known_state"),
+        ]
+        indexes = [
+            models.Index(
+                fields=["model", "batch", "index"],
+                name="shards_open",
+                condition=Q(state__in=[ShardState.PENDING.value, ShardState.LEASED.value]),
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.batch_id}/{self.index}"
+
+
+class Result(models.Model):
+    """One finished line. Lives here until its batch is finalized into files."""
+
+    id = models.BigAutoField(primary_key=True)
+    # The unique constraint below is the index on batch as well.
+    batch = models.ForeignKey(Batch, on_delete=models.CASCADE, related_name="results", db_index=False)
+    line = models.PositiveIntegerField()
+    custom_id = models.TextField()
+    status_code = models.PositiveSmallIntegerField(null=True, blank=True)
+    request_id = models.CharField(max_length=64, blank=True)
+    body = models.BinaryField(null=True, blank=True, help_text="The engine's answer, as it wrote it.")
+    error_code = models.CharField(max_length=64, blank=True)
+    error_message = models.TextField(blank=True)
+    input_tokens = models.PositiveIntegerField(default=0)
+    cached_tokens = models.PositiveIntegerField(default=0)
+    output_tokens = models.PositiveIntegerField(default=0)
+    reasoning_tokens = models.PositiveIntegerField(default=0)
+    milliseconds = models.PositiveIntegerField(default=0)
+    attempts = models.PositiveSmallIntegerField(default=1)
+
+    class Meta:
+        ordering = ["batch", "line"]
+        constraints = [models.UniqueConstraint(fields=["batch", "line"], name="results_once")]
+
+    def __str__(self) -> str:
+        return f"{self.batch_id}:{self.line}"
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether the line belongs in the output file."""
+        return self.status_code == 200 and not self.error_code

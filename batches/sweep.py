@@ -1,0 +1,70 @@
+"""Repair by the clock: what a crash, a lost task or a passed deadline left behind goes on from here."""
+
+from datetime import timedelta
+
+from django.db import transaction
+from django.utils import timezone
+
+from batches import doorbell
+from batches.finalize import purge
+from batches.locks import batch_lock
+from batches.models import Batch, StaleTransition
+from batches.states import TERMINAL, WAITS_FOR_TASK, BatchStatus
+from files import storage
+from files.models import File
+
+# A task that has not moved its batch for this long may be lost; ringing again costs one query if it is not.
+RING_AGAIN = timedelta(seconds=15)
+
+
+def sweep() -> None:
+    """Do every repair once; one process at a time."""
+    with batch_lock("sweep") as mine:
+        if mine:
+            expire_overdue()
+            ring_again()
+            purge_ended()
+            delete_unneeded_bytes()
+
+
+def expire_overdue() -> None:
+    """End batches whose completion window has passed."""
+    for batch in Batch.objects.overdue(timezone.now()):
+        try:
+            with transaction.atomic():
+                if batch.status == BatchStatus.VALIDATING:
+                    batch.move(BatchStatus.EXPIRED, reason="completion window passed")
+                    continue
+                batch.move(BatchStatus.FINALIZING, reason="completion window passed")
+                doorbell.ring_finalize(batch.pk)
+        except StaleTransition:
+            continue  # it ended, or was cancelled, a moment ago
+
+
+def ring_again() -> None:
+    """Ring for batches that wait for a task which may be lost."""
+    now = timezone.now()
+    for batch in Batch.objects.filter(status__in=WAITS_FOR_TASK, rung_at__lt=now - RING_AGAIN):
+        with transaction.atomic():
+            if not Batch.objects.filter(pk=batch.pk, rung_at=batch.rung_at).update(rung_at=now):
+                continue
+            if batch.status == BatchStatus.VALIDATING:
+                doorbell.ring_validate(batch.pk)
+            else:
+                doorbell.ring_finalize(batch.pk)
+
+
+def purge_ended() -> None:
+    """Delete rows that a crash between the end of a batch and its purge left behind."""
+    for batch in Batch.objects.filter(status__in=TERMINAL, purged_at=None)[:100]:
+        purge(batch.pk)
+
+
+def delete_unneeded_bytes() -> None:
+    """Delete expired files, and the bytes of deleted ones that no running batch reads."""
+    now = timezone.now()
+    File.objects.expired(now).update(deleted_at=now)
+    in_use = Batch.objects.exclude(status__in=TERMINAL).values("input_file_id")
+    for file in File.objects.exclude(deleted_at=None).exclude(pk__in=in_use)[:1000]:
+        storage.delete(file.path)
+        file.delete()

@@ -1,0 +1,11 @@
+"""Routes of the Batch API, below /v1/."""
+
+from django.urls import path
+
+from batches import views
+
+urlpatterns = [
+    path("batches", views.BatchesView.as_view()),
+    path("batches/<str:batch_id>", views.BatchView.as_view()),
+    path("batches/<str:batch_id>/cancel", views.CancelView.as_view()),
+]

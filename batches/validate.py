@@ -1,0 +1,74 @@
+"""Take a new batch from `validating` to `in_progress` or `failed`: one pass over its input file."""
+
+import msgspec
+from django.db import transaction
+from django.utils import timezone
+
+from batches import doorbell
+from batches.catalogue import known_models
+from batches.locks import batch_lock
+from batches.models import Batch, Shard, StaleTransition
+from batches.states import BatchStatus
+from batches.validation import LineError, Validator
+from files import storage
+from files.jsonl import iter_lines
+from files.models import File
+
+
+def validate(batch_id: str) -> bool:
+    """Validate a batch; return whether it was done here."""
+    with batch_lock(batch_id) as mine:
+        if not mine:
+            return False
+        batch = Batch.objects.select_related("project").filter(pk=batch_id, status=BatchStatus.VALIDATING).first()
+        if batch is None:
+            return False
+        file = File.objects.visible_to(batch.project).filter(pk=batch.input_file_id).first()
+        if file is None:
+            return _fail(batch, [_cannot_find(batch)])
+        validator = Validator(batch.endpoint, known_models(), batch.default_model)
+        try:
+            with storage.opened(file.path) as stream:
+                for number, offset, raw in iter_lines(stream):
+                    validator.feed(number, offset, raw)
+                    if validator.full:
+                        break
+        except FileNotFoundError:
+            return _fail(batch, [_cannot_find(batch)])
+        validator.finish()
+        if validator.errors:
+            return _fail(batch, validator.errors)
+        return _begin(batch, validator)
+
+
+def _cannot_find(batch: Batch) -> LineError:
+    message = (
+        f"Cannot find file {batch.input_file_id}, or organization {batch.project.name} does not have access to it."
+    )
+    return LineError("invalid_request", message, "file_id", None)
+
+
+def _fail(batch: Batch, errors: list[LineError]) -> bool:
+    listed = {"object": "list", "data": msgspec.to_builtins(errors)}
+    try:
+        batch.move(BatchStatus.FAILED, reason=errors[0].code, errors=listed)
+    except StaleTransition:
+        return False  # cancelled or expired meanwhile
+    return True
+
+
+def _begin(batch: Batch, validator: Validator) -> bool:
+    """Write the plan and open the batch to the workers in one transaction."""
+    model = validator.model or ""
+    try:
+        with transaction.atomic():
+            shards = enumerate(validator.plan.shards(model))
+            Shard.objects.bulk_create(
+                (Shard(batch=batch, index=i, model=s.model, lines=s.packed, count=s.count) for i, s in shards),
+                batch_size=200,
+            )
+            batch.move(BatchStatus.IN_PROGRESS, model=model, total=len(validator.plan), rung_at=timezone.now())
+            doorbell.ring_gpu()
+    except StaleTransition:
+        return False
+    return True

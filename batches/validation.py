@@ -1,0 +1,259 @@
+"""Check the lines of an input file (contract.md 3). Pure: no Django, no file system.
+
+One pass, every bad line reported, nothing kept of a line but its place and a digest of its custom_id.
+"""
+
+import json
+from collections.abc import Mapping, Set
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import Any
+
+import msgspec
+
+from batches.planning import Plan
+from vbatch_site.openai import wording
+
+MAX_REQUESTS = 50_000
+MAX_EMBEDDING_INPUTS = 50_000
+MAX_ERRORS = 500  # listed; a file with more is as clear with these
+
+# What a line may ask for: the fields its body must have, and the name that OpenAI's sentences give the endpoint.
+RUNNABLE: dict[str, tuple[tuple[str, ...], str]] = {
+    "/v1/chat/completions": (("messages",), "Chat Completions"),
+    "/v1/completions": (("prompt",), "Completions"),
+    "/v1/responses": (("input",), "Responses"),
+    "/v1/embeddings": (("input",), "Embeddings"),
+    "/v1/score": ((), "Score"),
+    "/v1/rerank": (("query", "documents"), "Rerank"),
+}
+# Accepted as values at creation (contract.md 2.1); no engine here answers them.
+KNOWN = ("/v1/moderations", "/v1/images/generations", "/v1/images/edits", "/v1/videos")
+OPENAI_ENDPOINTS = (
+    "/v1/responses",
+    "/v1/chat/completions",
+    "/v1/embeddings",
+    "/v1/completions",
+    "/v1/moderations",
+    "/v1/images/generations",
+    "/v1/images/edits",
+    "/v1/videos",
+)
+ENDPOINTS = (*OPENAI_ENDPOINTS, "/v1/score", "/v1/rerank")
+
+Catalogue = Mapping[str, Set[str]]  # model name -> endpoints it answers
+
+
+class LineError(msgspec.Struct, frozen=True):
+    """One entry of the batch's `errors.data`."""
+
+    code: str
+    message: str
+    param: str | None
+    line: int | None
+
+
+class RequestLine(msgspec.Struct):
+    """A line as it is run: the body stays the bytes that the user wrote."""
+
+    custom_id: str
+    method: str
+    url: str
+    body: msgspec.Raw
+
+
+class _Body(msgspec.Struct):
+    """What is looked at in a body; the rest is the engine's business."""
+
+    model: str | None | msgspec.UnsetType = msgspec.UNSET
+    stream: Any = msgspec.UNSET
+    messages: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    prompt: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    input: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    query: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    documents: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+
+
+_line_decoder = msgspec.json.Decoder(RequestLine)
+_body_decoder = msgspec.json.Decoder(_Body)
+
+_FIELDS: tuple[tuple[str, type, str], ...] = (
+    ("custom_id", str, "a string"),
+    ("method", str, "a string"),
+    ("url", str, "a string"),
+    ("body", dict, "an object"),
+)
+
+
+class _Invalid(Exception):
+    """A fault of one line: code, message, param."""
+
+    def __init__(self, code: str, message: str, param: str | None) -> None:
+        super().__init__(code)
+        self.code, self.message, self.param = code, message, param
+
+
+def _wrong_type(param: str, expected: str, value: object) -> _Invalid:
+    return _Invalid("invalid_type", wording.wrong_type(param, expected, value), param)
+
+
+def _missing(name: str, param: str) -> _Invalid:
+    return _Invalid("missing_required_parameter", wording.missing(name), param)
+
+
+_NOT_JSON = _Invalid("invalid_json_line", "This line is not parseable as valid JSON.", None)
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(name)
+
+
+def _explain(raw: bytes) -> _Invalid:
+    """Return what is wrong with a line that the typed decoder refused."""
+    try:
+        line = json.loads(raw, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError):
+        return _NOT_JSON
+    if not isinstance(line, dict):
+        return _Invalid("invalid_request", "Each line must be a JSON object.", None)
+    for name, _, _ in _FIELDS:
+        if name not in line:
+            return _missing(name, name)
+    for name, kind, expected in _FIELDS:
+        if not isinstance(line[name], kind):
+            return _wrong_type(name, expected, line[name])
+    # Valid for the standard library only: lone surrogates, for one, which no UTF-8 answer file could carry.
+    return _NOT_JSON
+
+
+def _explain_body(raw: bytes) -> _Invalid:
+    """Return what is wrong with a body that the typed decoder refused."""
+    try:
+        body = json.loads(raw, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError):
+        return _NOT_JSON
+    if not isinstance(body, dict):
+        return _wrong_type("body", "an object", body)
+    model = body.get("model")
+    return _wrong_type("body.model", "a string", model) if "model" in body and not isinstance(model, str) else _NOT_JSON
+
+
+def parse_line(raw: bytes) -> RequestLine:
+    """Return a line that was validated before."""
+    return _line_decoder.decode(raw)
+
+
+def count_inputs(raw: msgspec.Raw) -> int:
+    """Return how many texts an embeddings request asks for."""
+    value = msgspec.json.decode(raw)
+    if not isinstance(value, list):
+        return 1
+    return 1 if value and isinstance(value[0], int) else len(value)
+
+
+@dataclass
+class Validator:
+    """Collects the faults and the plan of one file, fed line by line."""
+
+    endpoint: str
+    catalogue: Catalogue
+    default_model: str = ""
+    errors: list[LineError] = field(default_factory=list)
+    plan: Plan = field(default_factory=Plan)
+    model: str | None = None
+    requests: int = 0
+    _inputs: int = 0
+    _seen: set[bytes] = field(default_factory=set)
+
+    @property
+    def full(self) -> bool:
+        """Whether reading on can add nothing to the report."""
+        return self.requests > MAX_REQUESTS or len(self.errors) >= MAX_ERRORS
+
+    def feed(self, number: int, offset: int, raw: bytes | None) -> None:
+        """Check one physical line; blank ones are skipped, and None is a line too long to be held."""
+        if raw is not None and not raw.strip():
+            return
+        self.requests += 1
+        if self.requests > MAX_REQUESTS:
+            return
+        try:
+            if raw is None:
+                raise _Invalid("line_too_long", "This line is longer than 32 MiB.", None)
+            self._check(raw)
+        except _Invalid as fault:
+            self.errors.append(LineError(fault.code, fault.message, fault.param, number))
+        else:
+            self.plan.add(number, offset, len(raw))
+
+    def finish(self) -> None:
+        """Add the faults of the file as a whole."""
+        if self.requests == 0:
+            message = "The input file is empty. Please ensure that the batch contains at least one request."
+            self.errors.append(LineError("empty_file", message, None, None))
+        if self.requests > MAX_REQUESTS:
+            message = f"The input file has more than the {MAX_REQUESTS:,} requests that a batch may have."
+            self.errors.insert(0, LineError("too_many_requests", message, None, None))
+        if self._inputs > MAX_EMBEDDING_INPUTS:
+            message = f"The input file has more than the {MAX_EMBEDDING_INPUTS:,} embedding inputs that a batch may have."
+            self.errors.insert(0, LineError("too_many_inputs", message, None, None))
+        del self.errors[MAX_ERRORS:]
+
+    def _check(self, raw: bytes) -> None:
+        try:
+            line = _line_decoder.decode(raw)
+            # Skipped strings are not decoded by the parser, and the engine would refuse what is not UTF-8.
+            raw.isascii() or raw.decode()
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            raise _explain(raw) from None
+        if line.method != "POST":
+            raise _Invalid("invalid_method", f"Invalid method: '{line.method}'. Only 'POST' is supported.", "method")
+        if line.url != self.endpoint:
+            message = "The URL provided for this request does not match the batch endpoint."
+            raise _Invalid("invalid_url", message, "url")
+        self._check_body(line.body)
+        digest = blake2b(line.custom_id.encode(), digest_size=16).digest()
+        if digest in self._seen:
+            shown = line.custom_id[:200]
+            message = (
+                f"The custom_id '{shown}' for this request is a duplicate of another request. "
+                "The custom_id parameter must be unique for each request in a batch."
+            )
+            raise _Invalid("duplicate_custom_id", message, "custom_id")
+        self._seen.add(digest)
+
+    def _check_body(self, raw: msgspec.Raw) -> None:
+        try:
+            body = _body_decoder.decode(raw)
+        except (msgspec.MsgspecError, RecursionError):
+            raise _explain_body(bytes(raw)) from None
+        required, title = RUNNABLE.get(self.endpoint, ((), "This endpoint"))
+        self._check_model(body.model or self.default_model)
+        if body.stream not in (msgspec.UNSET, None, False):
+            message = f"{title}: Streaming is not supported in the Batch API."
+            raise _Invalid("streaming_unsupported", message, "body.stream")
+        for name in required:
+            if getattr(body, name) is msgspec.UNSET:
+                raise _missing(name, f"body.{name}")
+        if self.endpoint == "/v1/embeddings" and isinstance(body.input, msgspec.Raw):
+            self._inputs += count_inputs(body.input)
+
+    def _check_model(self, model: str) -> None:
+        if not model:
+            raise _missing("model", "body.model")
+        if model not in self.catalogue:
+            message = f"The provided model '{model[:200]}' is not supported by the Batch API."
+            raise _Invalid("model_not_found", message, "body.model")
+        if self.endpoint not in self.catalogue[model]:
+            message = f"The model '{model}' does not answer '{self.endpoint}' on this server."
+            raise _Invalid("endpoint_not_supported", message, "body.model")
+        if self.model is None:
+            self.model = model
+        elif model != self.model:
+            message = (
+                f"The model '{model}' for this request does not match the rest of the batch. "
+                "Each batch must contain requests for a single model."
+            )
+            raise _Invalid("mismatched_model", message, "body.model")
+
+

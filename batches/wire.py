@@ -1,0 +1,101 @@
+"""Lines of output and error files, as contract.md 4.1 has them. Pure: no Django.
+
+The engine's answer goes in as the bytes it sent: it is never parsed and written again.
+"""
+
+import msgspec
+
+from vbatch_site.openai import ids
+
+EXPIRED = ("batch_expired", "This request could not be executed before the completion window expired.")
+CANCELLED = ("batch_cancelled", "This request was cancelled before it was executed.")
+
+_encode = msgspec.json.encode
+
+
+class Usage(msgspec.Struct):
+    """Tokens of one answer, whichever names the endpoint gives them."""
+
+    input_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    reasoning_tokens: int = 0
+
+
+class _Details(msgspec.Struct):
+    cached_tokens: int | None = 0
+    reasoning_tokens: int | None = 0
+
+
+class _EngineUsage(msgspec.Struct):
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    prompt_tokens_details: _Details | None = None
+    completion_tokens_details: _Details | None = None
+    input_tokens_details: _Details | None = None
+    output_tokens_details: _Details | None = None
+
+
+class _Answer(msgspec.Struct):
+    usage: _EngineUsage | None = None
+    error: msgspec.Raw | None = None
+
+
+_answer_decoder = msgspec.json.Decoder(_Answer)
+
+
+class NotAnAnswer(ValueError):
+    """The engine said 200 and sent something that is not an answer."""
+
+
+def read_usage(body: bytes) -> Usage:
+    """Return the tokens that an answer reports; raise NotAnAnswer when it is no JSON object or carries an error."""
+    try:
+        answer = _answer_decoder.decode(body)
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise NotAnAnswer(str(error)) from None
+    # The responses endpoint has `"error": null` in a good answer.
+    if answer.error is not None and bytes(answer.error) != b"null":
+        raise NotAnAnswer("an error with status 200")
+    usage = answer.usage
+    if usage is None:
+        return Usage()
+    before = usage.prompt_tokens_details or usage.input_tokens_details or _Details()
+    after = usage.completion_tokens_details or usage.output_tokens_details or _Details()
+    return Usage(
+        input_tokens=usage.prompt_tokens or usage.input_tokens or 0,
+        cached_tokens=before.cached_tokens or 0,
+        output_tokens=usage.completion_tokens or usage.output_tokens or 0,
+        reasoning_tokens=after.reasoning_tokens or 0,
+    )
+
+
+def one_line(body: bytes) -> bytes:
+    """Return a JSON body without line breaks; what already is one line stays as it is."""
+    return body if b"\n" not in body and b"\r" not in body else msgspec.json.format(body, indent=-1)
+
+
+def _head(at: int, custom_id: str) -> bytes:
+    return b'{"id":"' + ids.timed_id("batch_req", at).encode() + b'","custom_id":' + _encode(custom_id)
+
+
+def response_line(at: int, custom_id: str, status_code: int, request_id: str, body: bytes) -> bytes:
+    """Return the line of a request that the engine answered, with whatever status."""
+    return b"%b,%b%d,%b%b,%b%b%b" % (
+        _head(at, custom_id),
+        b'"response":{"status_code":',
+        status_code,
+        b'"request_id":',
+        _encode(request_id),
+        b'"body":',
+        body,
+        b'},"error":null}\n',
+    )
+
+
+def error_line(at: int, custom_id: str, code: str, message: str) -> bytes:
+    """Return the line of a request that got no answer."""
+    error = _encode({"code": code, "message": message})
+    return b'%b,"response":null,"error":%b}\n' % (_head(at, custom_id), error)

@@ -1,0 +1,137 @@
+"""The only module that touches the disk or the object store behind files."""
+
+import os
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO, Protocol, cast
+
+from asgiref.sync import sync_to_async
+from django.conf import settings
+from django.core.files import File as DjangoFile
+from django.core.files.storage import FileSystemStorage, default_storage
+from django.core.files.uploadedfile import UploadedFile
+
+_BLOCK = 1 << 20  # bytes moved at a time
+
+
+class StorageFull(OSError):
+    """The storage has no room, or can't be written."""
+
+
+class Writer(Protocol):
+    """What `writing` hands out."""
+
+    def write(self, data: bytes, /) -> object:
+        """Append bytes."""
+        ...
+
+
+def _fsync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _publish(temporary: Path, name: str) -> None:
+    """Give finished bytes their name; on local disk they are durable before the name exists."""
+    if isinstance(default_storage._wrapped, FileSystemStorage):  # type: ignore[attr-defined]
+        with temporary.open("rb") as stream:
+            os.fsync(stream.fileno())
+        target = Path(default_storage.path(name))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary.replace(target)
+        _fsync_folder(target.parent)
+        return
+    with temporary.open("rb") as stream:
+        default_storage.delete(name)
+        default_storage.save(name, DjangoFile(stream))
+    temporary.unlink()
+
+
+def prepare() -> None:
+    """Make the folder for files on their way; one that can't be made shows at the first upload."""
+    with suppress(OSError):
+        Path(settings.FILE_UPLOAD_TEMP_DIR).mkdir(parents=True, exist_ok=True)
+
+
+def _temporary() -> Path:
+    prepare()
+    descriptor, path = tempfile.mkstemp(dir=settings.FILE_UPLOAD_TEMP_DIR)
+    os.close(descriptor)
+    return Path(path)
+
+
+def file_name(file_id: str) -> str:
+    """Return an uploaded file's name in the storage, spread over folders by the id's last characters."""
+    return f"{file_id[-2:]}/{file_id}"
+
+
+def keep_upload(upload: UploadedFile, name: str) -> None:
+    """Store an uploaded file's bytes under the name, durably; raise StorageFull when they can't be."""
+    try:
+        if hasattr(upload, "temporary_file_path"):
+            # Flushed before it is renamed: Django may still hold the last bytes in the file object's buffer.
+            upload.flush()
+            temporary = Path(upload.temporary_file_path())
+            _publish(temporary, name)
+            # Django removes the temporary file when the request ends and ignores that it is gone.
+            return
+        with writing(name) as out:
+            for block in upload.chunks(_BLOCK):
+                out.write(block)
+    except OSError as error:
+        raise StorageFull(error.errno, error.strerror or "storage failed") from error
+
+
+@contextmanager
+def writing(name: str) -> Iterator[Writer]:
+    """Write a file that appears under its name, whole and durable, when the block ends without an error."""
+    temporary = _temporary()
+    try:
+        with temporary.open("wb", buffering=_BLOCK) as stream:
+            yield stream
+        _publish(temporary, name)
+    except OSError as error:
+        raise StorageFull(error.errno, error.strerror or "storage failed") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def opened(name: str) -> BinaryIO:
+    """Open a stored file for reading; raise FileNotFoundError."""
+    return cast(BinaryIO, default_storage.open(name, "rb"))
+
+
+def local_descriptor(name: str) -> int:
+    """Return a file descriptor that can be read at any offset; what lies elsewhere is copied to an unnamed local file."""
+    if isinstance(default_storage._wrapped, FileSystemStorage):  # type: ignore[attr-defined]
+        return os.open(default_storage.path(name), os.O_RDONLY)
+    temporary = _temporary()
+    try:
+        with opened(name) as source, temporary.open("wb") as out:
+            while block := source.read(_BLOCK):
+                out.write(block)
+        return os.open(temporary, os.O_RDONLY)
+    finally:
+        # The open descriptor keeps the bytes until it is closed, also by a crash.
+        temporary.unlink(missing_ok=True)
+
+
+def delete(name: str) -> None:
+    """Remove a stored file; one that is gone is no error."""
+    default_storage.delete(name)
+
+
+async def stream(name: str) -> AsyncIterator[bytes]:
+    """Yield a stored file in blocks without holding it in memory or blocking the event loop."""
+    source = await sync_to_async(opened, thread_sensitive=False)(name)
+    try:
+        while block := await sync_to_async(source.read, thread_sensitive=False)(_BLOCK):
+            yield block
+    finally:
+        source.close()

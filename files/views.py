@@ -1,0 +1,103 @@
+"""The Files API."""
+
+import re
+from typing import Any
+from urllib.parse import quote
+
+from django.db.models import QuerySet
+from django.http import StreamingHttpResponse
+from django.http.response import HttpResponseBase
+from django.utils import timezone
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.views import APIView
+
+from files import storage, uploads
+from files.models import PRIVATE_PURPOSES, File
+from files.serializers import file_dict
+from vbatch_site.models import Project
+from vbatch_site.openai.errors import ApiError, Json
+from vbatch_site.openai.pagination import page
+from vbatch_site.openai.parsers import MultiPartParser
+
+_LIST_LIMIT = 10_000  # both the default and the maximum (contract.md 1.3)
+
+
+def find_file(project: Project, file_id: str) -> File:
+    """Return the project's file, or raise the 404 that also hides other projects' files."""
+    file = File.objects.visible_to(project).filter(pk=file_id.replace("\0", "")).first()
+    if file is None:
+        raise ApiError(f"No such File object: {file_id}", param="id", http_status=404)
+    return file
+
+
+def nested(form: Any, name: str) -> Json | None:
+    """Return the object that a form spells as `name[key]` fields, None without any."""
+    pattern = re.compile(rf"{re.escape(name)}\[(\w+)\]")
+    found = {match[1]: form[key] for key in form if (match := pattern.fullmatch(key))}
+    return found or None
+
+
+class FilesView(APIView):
+    """Upload and list files."""
+
+    parser_classes = [MultiPartParser]
+
+    def post(self, request: Request) -> Response:
+        """Store one file; the order of the form's fields is the client's own."""
+        form = request.data
+        purpose = uploads.check_purpose(form.get("purpose"))
+        lifetime = uploads.read_lifetime(nested(form, "expires_after"))
+        upload = request.FILES.get("file")
+        if upload is None:
+            raise ApiError("'file' is a required property")
+        return Response(file_dict(uploads.create_file(request.user, upload, purpose, lifetime)))
+
+    def get(self, request: Request) -> Response:
+        """List files, newest first."""
+        rows: QuerySet[File] = File.objects.visible_to(request.user)
+        if purpose := request.query_params.get("purpose"):
+            rows = rows.filter(purpose=purpose.replace("\0", ""))
+        owned = File.objects.filter(project=request.user)
+        return Response(
+            page(
+                rows,
+                owned,
+                request.query_params,
+                default=_LIST_LIMIT,
+                maximum=_LIST_LIMIT,
+                serialize=lambda file: dict(file_dict(file)),
+                orderable=True,
+            )
+        )
+
+
+class FileView(APIView):
+    """One file."""
+
+    def get(self, request: Request, file_id: str) -> Response:
+        """Show it."""
+        return Response(file_dict(find_file(request.user, file_id)))
+
+    def delete(self, request: Request, file_id: str) -> Response:
+        """Delete it; a batch that is still reading it goes on, and its bytes go when none does."""
+        file = find_file(request.user, file_id)
+        File.objects.filter(pk=file.pk, deleted_at=None).update(deleted_at=timezone.now())
+        return Response({"id": file.pk, "object": "file", "deleted": True})
+
+
+class FileContentView(APIView):
+    """One file's bytes."""
+
+    def get(self, request: Request, file_id: str) -> HttpResponseBase:
+        """Stream them as they were stored."""
+        file = find_file(request.user, file_id)
+        if file.purpose in PRIVATE_PURPOSES:
+            raise ApiError(f"Not allowed to download files of purpose: {file.purpose}")
+        response = StreamingHttpResponse(storage.stream(file.path), content_type="application/octet-stream")
+        response.headers["content-length"] = str(file.bytes)
+        ascii_name = re.sub(r'[^\x20-\x7e]|["\\%]', "_", file.filename)
+        response.headers["content-disposition"] = (
+            f"attachment; filename=\"{ascii_name}\"; filename*=UTF-8''{quote(file.filename, safe='')}"
+        )
+        return response

@@ -1,0 +1,18 @@
+"""The web process's entry point: `uvicorn vbatch_site.asgi:application`."""
+
+import os
+
+from vbatch_site.database import ensure_url
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "vbatch_site.settings")
+ensure_url()
+
+from django.conf import settings  # noqa: E402 (the settings need the database's URL)
+from django.core.asgi import get_asgi_application  # noqa: E402
+
+# Each request runs in a thread of its own, so connections are pooled per process instead of kept per thread.
+_database = settings.DATABASES["default"]
+_database["CONN_MAX_AGE"] = 0
+_database["OPTIONS"]["pool"] = {"min_size": 1, "max_size": 16, "timeout": 20}
+
+application = get_asgi_application()

@@ -1,0 +1,6 @@
+class DatabaseUnavailable(Exception):
+    pass
+
+
+def ensure_url() -> None:
+    pass

@@ -1,0 +1,182 @@
+"""Settings of the whole project; what differs between machines is an environment variable, listed in the README."""
+
+from pathlib import Path
+from typing import Any
+
+from django.core.exceptions import ImproperlyConfigured
+from psycopg.conninfo import conninfo_to_dict
+
+from vbatch_site.env import BadSetting, env_bool, env_choice, env_int, env_list, env_number, env_str, secret_file
+
+BASE_DIR = Path(__file__).resolve().parent.parent
+
+# What an operator sets.
+VBATCH_HOME = Path(env_str("VBATCH_HOME", "./var")).expanduser().resolve()
+VBATCH_HOST = env_str("VBATCH_HOST", "127.0.0.1")
+VBATCH_PORT = env_int("VBATCH_PORT", 4080, minimum=1)
+VBATCH_AUTH = env_choice("VBATCH_AUTH", "required", ("required", "optional"))
+VBATCH_ENGINE = env_choice("VBATCH_ENGINE", "vllm", ("vllm", "sim"))
+VBATCH_LAUNCHER = env_choice("VBATCH_LAUNCHER", "local", ("local", "slurm"))
+VBATCH_COMPLETION_WINDOWS = env_list("VBATCH_COMPLETION_WINDOWS", "24h")
+VBATCH_LENIENT_CREATE = env_bool("VBATCH_LENIENT_CREATE")
+# The driver lists one folder a GPU; reading it touches no CUDA, which a process that forks must not.
+_GPUS = len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
+VBATCH_GPU_WORKERS = env_int("VBATCH_GPU_WORKERS", _GPUS or 1, minimum=1)
+VBATCH_VLLM_ARGS = env_str("VBATCH_VLLM_ARGS")
+VBATCH_LEASE_SECONDS = env_number("VBATCH_LEASE_SECONDS", 10, minimum=1)
+VBATCH_REQUEST_TIMEOUT = env_number("VBATCH_REQUEST_TIMEOUT", 1800, minimum=1)
+
+SECRET_KEY = secret_file("VBATCH_SECRET_KEY", VBATCH_HOME / "secret_key")
+DEBUG = env_bool("VBATCH_DEBUG")
+ALLOWED_HOSTS = env_list("VBATCH_ALLOWED_HOSTS", "*")
+
+INSTALLED_APPS = [
+    "unfold",
+    "django.contrib.admin",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "django.contrib.staticfiles",
+    "django.contrib.postgres",
+    "rest_framework",
+    "django_q",
+    "vbatch_site",
+    "files",
+    "batches",
+    "workers",
+]
+
+MIDDLEWARE = [
+    "vbatch_site.openai.middleware.EnvelopeMiddleware",
+    "django.middleware.security.SecurityMiddleware",
+    "whitenoise.middleware.WhiteNoiseMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+]
+
+ROOT_URLCONF = "vbatch_site.urls"
+ASGI_APPLICATION = "vbatch_site.asgi.application"
+# An SDK sends no trailing slash, and a redirect would turn its POST into a GET.
+APPEND_SLASH = False
+
+TEMPLATES: list[dict[str, Any]] = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "DIRS": [BASE_DIR / "templates"],
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ]
+        },
+    }
+]
+
+
+def _database(url: str) -> dict[str, Any]:
+    """Return Django's settings for a Postgres URL."""
+    if not url:
+        # manage.py, asgi.py and conftest.py start the embedded server and fill the variable in first.
+        raise ImproperlyConfigured("DATABASE_URL is empty; start through manage.py, which runs the embedded Postgres.")
+    try:
+        parts = {key: str(value) for key, value in conninfo_to_dict(url).items() if value is not None}
+    except Exception as error:
+        raise BadSetting("DATABASE_URL", "...", f"a postgresql:// URL ({str(error).strip()})") from None
+    known = {"NAME": "dbname", "USER": "user", "PASSWORD": "password", "HOST": "host", "PORT": "port"}
+    return {
+        "ENGINE": "django.db.backends.postgresql",
+        **{name: parts.pop(key, "") for name, key in known.items()},
+        "OPTIONS": parts,
+        # A forked or idle process must notice a restarted database instead of failing its next query.
+        "CONN_HEALTH_CHECKS": True,
+        "CONN_MAX_AGE": 600,
+    }
+
+
+DATABASES = {"default": _database(env_str("DATABASE_URL"))}
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+
+USE_TZ = True
+TIME_ZONE = "UTC"
+LANGUAGE_CODE = "en-us"
+STATIC_URL = "/static/"
+STATIC_ROOT = VBATCH_HOME / "static"
+
+STORAGES: dict[str, dict[str, Any]] = {
+    # Objects of the Files API; another backend (S3 through django-storages) goes here.
+    "default": {
+        "BACKEND": "django.core.files.storage.FileSystemStorage",
+        "OPTIONS": {"location": VBATCH_HOME / "files"},
+    },
+    "staticfiles": {"BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"},
+}
+# Static files are served from the installed packages: nothing to collect before the first start.
+WHITENOISE_USE_FINDERS = True
+# On the storage's own file system, so that an upload is renamed into place and not copied.
+FILE_UPLOAD_TEMP_DIR = VBATCH_HOME / "tmp"
+FILE_UPLOAD_HANDLERS = ["django.core.files.uploadhandler.TemporaryFileUploadHandler"]
+FILE_UPLOAD_MAX_MEMORY_SIZE = 1 << 20  # bytes of a request body kept in memory before it goes to a temporary file
+FILE_UPLOAD_PERMISSIONS = 0o600
+DATA_UPLOAD_MAX_MEMORY_SIZE = 8 << 20  # bytes of a JSON body or of all plain form fields
+DATA_UPLOAD_MAX_NUMBER_FILES = 4
+DATA_UPLOAD_MAX_NUMBER_FIELDS = 100
+
+REST_FRAMEWORK: dict[str, Any] = {
+    "DEFAULT_AUTHENTICATION_CLASSES": ["vbatch_site.openai.auth.BearerAuthentication"],
+    "DEFAULT_PERMISSION_CLASSES": ["vbatch_site.openai.auth.HasProject"],
+    "DEFAULT_PARSER_CLASSES": ["vbatch_site.openai.parsers.JSONParser"],
+    "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
+    "DEFAULT_CONTENT_NEGOTIATION_CLASS": "vbatch_site.openai.parsers.AlwaysJSON",
+    "EXCEPTION_HANDLER": "vbatch_site.openai.errors.exception_handler",
+    "UNAUTHENTICATED_USER": None,
+}
+
+# A q2 task is a doorbell: who owns a batch or a shard is in our own tables, so a lost or repeated task costs nothing.
+_TASK_SECONDS = 900  # longer than validating or finalizing the largest file takes
+Q_CLUSTER: dict[str, Any] = {
+    "name": "default",
+    "label": "Task queue",
+    "orm": "default",
+    "workers": 2,
+    "timeout": _TASK_SECONDS,
+    "retry": _TASK_SECONDS + 60,
+    "max_attempts": 3,
+    "ack_failures": True,
+    "save_limit": 1000,
+    "catch_up": False,
+    # vLLM starts processes of its own, which a daemonic worker may not.
+    "daemonize_workers": False,
+    "ALT_CLUSTERS": {
+        "gpu": {
+            "workers": VBATCH_GPU_WORKERS,
+            "timeout": 60,
+            "retry": 120,
+            "max_attempts": 3,
+            "ack_failures": True,
+            # A recycled worker would take its loaded model with it.
+            "recycle": 1_000_000_000,
+            "scheduler": False,
+        }
+    },
+}
+
+LOGGING: dict[str, Any] = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s %(message)s"}},
+    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
+    "root": {"handlers": ["stderr"], "level": env_str("VBATCH_LOG_LEVEL", "INFO")},
+    "loggers": {
+        # Two lines for every doorbell would hide everything else.
+        "django-q": {"level": "WARNING"},
+        # Every answered 4xx is in the access log already.
+        "django.request": {"level": "ERROR"},
+    },
+}

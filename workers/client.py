@@ -1,0 +1,62 @@
+"""Send requests to one engine. Pure: no Django."""
+
+import asyncio
+from dataclasses import dataclass
+from types import TracebackType
+
+import aiohttp
+
+from workers.failures import Failure, of_status
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What came of one attempt; status 0 means that no whole answer came."""
+
+    status: int
+    body: bytes
+    failure: Failure | None
+
+
+class EngineClient:
+    """Keeps connections to an engine; a request whose task is cancelled is aborted in the engine."""
+
+    def __init__(self, base_url: str, api_key: str, timeout_seconds: float) -> None:
+        self._session = aiohttp.ClientSession(
+            base_url,
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30),
+            timeout=aiohttp.ClientTimeout(total=timeout_seconds, sock_connect=30),
+            headers={"Authorization": f"Bearer {api_key}", "Content-Type": "application/json"},
+            cookie_jar=aiohttp.DummyCookieJar(),
+        )
+
+    async def __aenter__(self) -> "EngineClient":
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._session.close()
+
+    async def post(self, path: str, body: bytes) -> Reply:
+        """Send one request and return what came of it; never raises for what the engine or the network does."""
+        try:
+            async with self._session.post(path, data=body) as response:
+                data = await response.read()
+                return Reply(response.status, data, of_status(response.status))
+        except TimeoutError:
+            return Reply(0, b"", Failure.TIMEOUT)
+        except (aiohttp.ClientError, OSError, asyncio.IncompleteReadError):
+            return Reply(0, b"", Failure.CONNECTION_LOST)
+
+    async def is_healthy(self) -> bool:
+        """Return whether the engine says that it is ready."""
+        try:
+            async with self._session.get("/health", timeout=aiohttp.ClientTimeout(total=5)) as response:
+                return response.status == 200
+        except (aiohttp.ClientError, OSError, TimeoutError):
+            return False

@@ -1,0 +1,131 @@
+"""Lines in a runner's hands: from a lease to a result."""
+
+import asyncio
+import json
+import os
+from dataclasses import dataclass, field
+
+import msgspec
+
+from batches.leases import Lease
+from batches.models import Result
+from batches.planning import PlannedLine
+from batches.validation import RequestLine, parse_line
+from batches.wire import NotAnAnswer, Usage, read_usage
+from files import storage
+from workers.client import Reply
+from workers.failures import Failure
+
+
+@dataclass(eq=False, slots=True)
+class Held:
+    """A lease in hand, and the input file it reads from."""
+
+    lease: Lease
+    descriptor: int
+    tasks: set["asyncio.Task[None]"] = field(default_factory=set)
+    uncommitted: int = 0
+    dropped: bool = False
+
+    @classmethod
+    def take(cls, lease: Lease) -> "Held":
+        """Open the lease's input file."""
+        return cls(lease, storage.local_descriptor(lease.input_path), uncommitted=len(lease.lines))
+
+    def close(self) -> None:
+        """Close the input file."""
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+            self.descriptor = -1
+
+
+@dataclass(eq=False, slots=True)
+class Line:
+    """One line on its way."""
+
+    held: Held
+    place: PlannedLine
+    attempts: int = 0
+    custom_id: str = ""
+
+    def read(self) -> bytes:
+        """Return the request's body as the user wrote it, the model filled in where the batch names it.
+
+        Raises OSError or msgspec.MsgspecError when the file is not what was validated.
+        """
+        raw = os.pread(self.held.descriptor, self.place.length, self.place.offset)
+        line: RequestLine = parse_line(raw)
+        self.custom_id = line.custom_id
+        body = bytes(line.body)
+        return fill_model(body, self.held.lease.default_model) if self.held.lease.default_model else body
+
+    def result(self, reply: Reply, usage: Usage, milliseconds: int) -> Result:
+        """Return the row of a line that is not tried again."""
+        row = Result(
+            batch_id=self.held.lease.batch_id,
+            line=self.place.number,
+            custom_id=self.custom_id,
+            attempts=self.attempts,
+            milliseconds=milliseconds,
+            input_tokens=usage.input_tokens,
+            cached_tokens=usage.cached_tokens,
+            output_tokens=usage.output_tokens,
+            reasoning_tokens=usage.reasoning_tokens,
+        )
+        if reply.status:
+            row.status_code = reply.status
+            row.body = reply.body if reply.failure is None else envelope(reply.body)
+            row.request_id = os.urandom(16).hex()
+        elif reply.failure is not None:
+            row.error_code, row.error_message = reply.failure.code, reply.failure.message
+        return row
+
+
+def fill_model(body: bytes, model: str) -> bytes:
+    """Return the body with a model if it names none; the rest stays as it was written."""
+    if msgspec.json.decode(body).get("model"):
+        return body
+    inner = body.strip()[1:]
+    comma = b"" if inner.lstrip().startswith(b"}") else b","
+    # A later key wins: a null model in the body would undo ours, so such a body is written anew.
+    if b'"model"' in body:
+        return json.dumps({**json.loads(body), "model": model}, ensure_ascii=False).encode()
+    return b'{"model":' + msgspec.json.encode(model) + comma + inner
+
+
+class _Refusal(msgspec.Struct):
+    message: str = ""
+    type: str | None = None
+    param: str | None = None
+    code: str | int | None = None
+
+
+class _Refused(msgspec.Struct):
+    error: _Refusal | None = None
+
+
+def envelope(body: bytes) -> bytes:
+    """Return an engine's refusal in OpenAI's four keys (contract.md 4.1), whatever form the engine gave it."""
+    try:
+        found = msgspec.json.decode(body, type=_Refused, strict=False).error
+    except (msgspec.MsgspecError, RecursionError):
+        found = None
+    if found is None:
+        found = _Refusal(message=body[:500].decode(errors="replace"), type="server_error")
+    code = found.code if isinstance(found.code, str) else None
+    kind = found.type or "invalid_request_error"
+    # vLLM names its own exception types, which OpenAI's clients do not know.
+    kind = {"BadRequestError": "invalid_request_error", "NotFoundError": "invalid_request_error"}.get(kind, kind)
+    return msgspec.json.encode(
+        {"error": {"message": found.message, "type": kind, "param": found.param, "code": code}}
+    )
+
+
+def checked(reply: Reply) -> tuple[Reply, Usage]:
+    """Return the reply with its tokens; a 200 that is not an answer becomes the failure it is."""
+    if reply.failure is not None:
+        return reply, Usage()
+    try:
+        return reply, read_usage(reply.body)
+    except NotAnAnswer:
+        return Reply(0, b"", Failure.NOT_AN_ANSWER), Usage()

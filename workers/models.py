@@ -1,0 +1,97 @@
+"""The model catalogue, the engines that run, and the workers that own them."""
+
+import shlex
+from typing import Any
+
+from django.core.exceptions import ValidationError
+from django.db import models
+from django.utils import timezone
+
+from batches.validation import RUNNABLE
+
+CHAT_ENDPOINTS = ["/v1/chat/completions", "/v1/completions", "/v1/responses"]
+EMBEDDING_ENDPOINTS = ["/v1/embeddings", "/v1/score", "/v1/rerank"]
+
+
+def _check_arguments(value: str) -> None:
+    try:
+        shlex.split(value)
+    except ValueError as error:
+        raise ValidationError(f"Can't be split into arguments: {error}.") from None
+
+
+def _check_endpoints(value: Any) -> None:
+    if not isinstance(value, list) or not value or any(item not in RUNNABLE for item in value):
+        raise ValidationError(f"Must be a list with some of: {', '.join(RUNNABLE)}.")
+
+
+class ServedModel(models.Model):
+    """A model that can be asked for by name."""
+
+    name = models.CharField(max_length=200, unique=True, help_text="What requests say in `model`.")
+    source = models.CharField(max_length=500, help_text="A model hub's id or a folder.")
+    engine_args = models.TextField(blank=True, validators=[_check_arguments], help_text="Added to vLLM's arguments.")
+    endpoints = models.JSONField(default=list, validators=[_check_endpoints])
+    enabled = models.BooleanField(default=True)
+    created_at = models.DateTimeField(default=timezone.now, editable=False)
+    load_seconds = models.FloatField(null=True, blank=True, editable=False, help_text="What the last load took.")
+    load_error = models.TextField(blank=True, editable=False, help_text="Why the last load failed.")
+    load_failed_at = models.DateTimeField(null=True, blank=True, editable=False)
+
+    class Meta:
+        ordering = ["name"]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Worker(models.Model):
+    """A worker process of a gpu cluster: one engine slot."""
+
+    id = models.CharField(primary_key=True, max_length=64, editable=False)
+    host = models.CharField(max_length=255)
+    pid = models.PositiveIntegerField()
+    started_at = models.DateTimeField(default=timezone.now, editable=False)
+    seen_at = models.DateTimeField(default=timezone.now, editable=False)
+    stopped_at = models.DateTimeField(null=True, blank=True, editable=False)
+
+    class Meta:
+        ordering = ["-seen_at"]
+
+    def __str__(self) -> str:
+        return self.id
+
+
+class ServiceState(models.TextChoices):
+    """Where an engine is between its start and its end."""
+
+    PENDING = "pending"
+    BUILDING = "building"
+    STARTING = "starting"
+    RUNNING = "running"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+ENDED_SERVICES = [ServiceState.COMPLETED, ServiceState.FAILED, ServiceState.CANCELLED]
+
+
+class Service(models.Model):
+    """One vLLM server, from its start to its end."""
+
+    model = models.ForeignKey(ServedModel, on_delete=models.CASCADE, related_name="services")
+    worker = models.ForeignKey(Worker, on_delete=models.CASCADE, related_name="services", null=True, blank=True)
+    state = models.CharField(max_length=10, choices=ServiceState.choices, default=ServiceState.STARTING)
+    url = models.CharField(max_length=200, blank=True)
+    pid = models.PositiveIntegerField(null=True, blank=True)
+    created_at = models.DateTimeField(default=timezone.now, editable=False)
+    ready_at = models.DateTimeField(null=True, blank=True, editable=False)
+    ended_at = models.DateTimeField(null=True, blank=True, editable=False)
+    error = models.TextField(blank=True)
+
+    class Meta:
+        ordering = ["-created_at"]
+
+    def __str__(self) -> str:
+        return f"{self.model_id} {self.state}"

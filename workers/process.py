@@ -1,0 +1,45 @@
+"""The runner of this gpu worker process: started when django-q2 spawns it, stopped with it.
+
+The runner lives in a thread beside the worker's task loop, so that the engine and the requests in flight go on from
+task to task. A task is only a doorbell; a lost one is made up for by the runner's own look at the database.
+"""
+
+import logging
+import os
+import signal
+import socket
+import sys
+from multiprocessing.util import Finalize
+from typing import Any
+
+from django.conf import settings
+
+logger = logging.getLogger(__name__)
+
+_GPU_CLUSTER = "gpu"
+_runner: Any = None
+
+
+def start_runner(**_: Any) -> None:
+    """Start the runner if this process is a worker of the gpu cluster."""
+    from django_q.conf import Conf
+
+    global _runner
+    if Conf.CLUSTER_NAME != _GPU_CLUSTER or _runner is not None:
+        return
+    # Imported here: the parent of the workers must not start threads or an event loop before it forks.
+    from workers.runner import RunnerThread
+
+    _runner = RunnerThread(holder=f"{socket.gethostname()}-{os.getpid()}-{os.urandom(3).hex()}")
+    # A forked worker leaves through os._exit, which runs these and no atexit handlers.
+    Finalize(None, _runner.stop, exitpriority=100)
+    # A signal to the whole process group, as systemd sends it, must not kill the engine's owner in mid-commit.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    _runner.start()
+    logger.info("gpu worker started", extra={"action": "worker_start", "engine": settings.VBATCH_ENGINE})
+
+
+def wake() -> None:
+    """Make the runner look for work now."""
+    if _runner is not None:
+        _runner.wake()

@@ -1,0 +1,42 @@
+"""The Models API."""
+
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.views import APIView
+
+from vbatch_site.openai.errors import ApiError, Json
+from workers.models import ServedModel
+
+
+def model_dict(model: ServedModel) -> Json:
+    """Return OpenAI's model object, and where the model comes from (contract.md 6)."""
+    return {
+        "id": model.name,
+        "object": "model",
+        "created": int(model.created_at.timestamp()),
+        "owned_by": "vbatch",
+        "shutdown_date": None,
+        "root": model.source,
+    }
+
+
+class ModelsView(APIView):
+    """All models."""
+
+    def get(self, request: Request) -> Response:
+        """List what can be asked for."""
+        models = ServedModel.objects.filter(enabled=True)
+        return Response({"object": "list", "data": [model_dict(model) for model in models]})
+
+
+class ModelView(APIView):
+    """One model; its name may have slashes, encoded or not."""
+
+    def get(self, request: Request, name: str) -> Response:
+        """Show it."""
+        model = ServedModel.objects.filter(enabled=True, name=name.replace("\0", "")).first()
+        if model is None:
+            raise ApiError(
+                f"The model '{name[:200]}' does not exist", param="model", code="model_not_found", http_status=404
+            )
+        return Response(model_dict(model))
