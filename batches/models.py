@@ -110,7 +110,7 @@ class Batch(models.Model):
         changes = {"status": to, timestamp_field(to): now, **changes}
         sources = [source.value for source in SOURCES[to]]
         with transaction.atomic():
-            if not Batch.objects.filter(pk=self.pk, status__in=sources).update(**changes):
+            if not sources or not Batch.objects.filter(pk=self.pk, status__in=sources).update(**changes):
                 raise StaleTransition(f"{self.pk} can't become {to.value}")
             BatchEvent.objects.create(batch_id=self.pk, at=now, status=to, reason=reason)
         for name, value in changes.items():

@@ -1,11 +1,10 @@
 """The Batch API."""
 
-from django.db import transaction
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from batches import creation, doorbell
+from batches import creation, steering
 from batches.models import Batch, StaleTransition
 from batches.serializers import batch_dict
 from batches.states import BatchStatus
@@ -67,9 +66,7 @@ class CancelView(APIView):
         """Cancel it: what is finished is kept, the rest does not run."""
         batch = find_batch(request.user, batch_id)
         try:
-            with transaction.atomic():
-                batch.move(BatchStatus.CANCELLING, reason="asked for")
-                doorbell.ring_finalize(batch.pk)
+            steering.cancel(batch, by=f"key {request.auth.prefix}" if request.auth else "a request without a key")
         except StaleTransition:
             batch.refresh_from_db()
             if batch.status not in _CANCEL_IS_LATE:

@@ -14,22 +14,19 @@ def iter_lines(stream: BinaryIO, max_line_bytes: int = MAX_LINE_BYTES) -> Iterat
 
     The bytes are None for a line above the maximum, which is skipped without being held in memory.
     """
-    number, offset = 0, 0
+    number = offset = 0
     rest = b""
-    too_long = False
+    skipped = 0  # bytes of the present line that were too many to keep
     while block := stream.read(BLOCK):
         parts = (rest + block).split(b"\n")
         rest = parts.pop()
         for part in parts:
             number += 1
-            yield number, offset, (None if too_long or len(part) > max_line_bytes else part)
-            offset += len(part) + 1
-            too_long = False
-        if len(rest) > max_line_bytes:
-            # Only the length is kept; the offset of the next line needs it.
-            too_long = True
-            offset += len(rest)
+            yield number, offset, (None if skipped or len(part) > max_line_bytes else part)
+            offset += skipped + len(part) + 1
+            skipped = 0
+        if skipped or len(rest) > max_line_bytes:
+            skipped += len(rest)
             rest = b""
-    if rest or too_long:
-        number += 1
-        yield number, offset, (None if too_long or len(rest) > max_line_bytes else rest)
+    if rest or skipped:
+        yield number + 1, offset, (None if skipped else rest)

@@ -1,0 +1,116 @@
+"""Leases: who may write results, and what happens to those that may not."""
+
+from datetime import timedelta
+
+import pytest
+from django.utils import timezone
+
+from batches import leases
+from batches.models import Batch, Result, Shard
+from batches.planning import Plan
+from batches.states import BatchStatus, ShardState
+from files.models import File, Purpose
+from vbatch_site.models import Project
+
+pytestmark = pytest.mark.django_db
+
+MODEL = "m"
+
+
+def _batch(lines: int = 6, shard_lines: int = 3) -> Batch:
+    project = Project.default()
+    file = File.objects.create(project=project, purpose=Purpose.BATCH, filename="f", bytes=1, path="p")
+    batch = Batch.begin(
+        window=timedelta(hours=24),
+        project=project,
+        endpoint="/v1/chat/completions",
+        input_file_id=file.pk,
+        completion_window="24h",
+    )
+    plan = Plan()
+    for number in range(1, lines + 1):
+        plan.add(number, number * 10, 9)
+    for index, shard in enumerate(plan.shards(MODEL, shard_lines)):
+        Shard.objects.create(batch=batch, index=index, model=MODEL, lines=shard.packed, count=shard.count)
+    batch.move(BatchStatus.IN_PROGRESS, total=lines, model=MODEL)
+    return batch
+
+
+def _result(lease: leases.Lease, line: int, status: int = 200) -> tuple[leases.Lease, Result]:
+    row = Result(batch_id=lease.batch_id, line=line, custom_id=str(line), status_code=status, output_tokens=2)
+    return lease, row
+
+
+def _claim(batch: Batch, holder: str = "a") -> leases.Lease:
+    lease = leases.claim(batch.pk, MODEL, holder)
+    assert lease is not None
+    return lease
+
+
+def _run_out(lease: leases.Lease) -> None:
+    Shard.objects.filter(pk=lease.shard_id).update(lease_expires_at=timezone.now() - timedelta(seconds=1))
+
+
+def test_a_claim_takes_each_shard_once() -> None:
+    batch = _batch()
+    first, second = _claim(batch, "a"), _claim(batch, "b")
+    assert [line.number for line in (*first.lines, *second.lines)] == [1, 2, 3, 4, 5, 6]
+    assert leases.claim(batch.pk, MODEL, "c") is None
+
+
+def test_a_commit_writes_results_and_counters_together() -> None:
+    batch = _batch()
+    lease = _claim(batch)
+    leases.commit([_result(lease, 1), _result(lease, 2, status=400)])
+    batch.refresh_from_db()
+    assert (batch.completed, batch.failed, batch.output_tokens) == (1, 1, 2)
+    assert Result.objects.filter(batch=batch).count() == 2
+
+
+def test_a_worker_that_lost_its_lease_writes_nothing() -> None:
+    batch = _batch()
+    lost = _claim(batch, "slow")
+    _run_out(lost)
+    taken = _claim(batch, "fast")
+    assert taken.shard_id == lost.shard_id
+    assert leases.commit([_result(lost, 1)]) == set()
+    assert leases.renew([lost]) == set()
+    leases.release([lost])
+    batch.refresh_from_db()
+    assert batch.completed == 0
+    assert not Result.objects.filter(batch=batch).exists()
+    assert leases.commit([_result(taken, 1)]) == {taken.shard_id}
+
+
+def test_a_second_holder_runs_only_lines_without_a_result() -> None:
+    batch = _batch()
+    first = _claim(batch)
+    leases.commit([_result(first, 2)])
+    _run_out(first)
+    assert [line.number for line in _claim(batch, "b").lines] == [1, 3]
+
+
+def test_the_last_result_ends_the_batch_and_rings_for_its_files() -> None:
+    from django_q.models import OrmQ
+
+    batch = _batch()
+    for _ in range(2):
+        lease = _claim(batch)
+        leases.commit([_result(lease, line.number) for line in lease.lines])
+    batch.refresh_from_db()
+    assert batch.status == BatchStatus.FINALIZING
+    assert any("finalize" in row.func() for row in OrmQ.objects.filter(key="default"))
+
+
+def test_a_cancelled_batch_is_no_longer_wanted_but_keeps_what_is_finished() -> None:
+    batch = _batch()
+    lease = _claim(batch)
+    batch.move(BatchStatus.CANCELLING)
+    assert leases.renew([lease]) == set()
+    assert not leases.close_shards(batch.pk)  # a live lease holds the files up
+    leases.commit([_result(lease, 1)])
+    leases.release([lease])
+    assert leases.close_shards(batch.pk)
+    assert set(Shard.objects.values_list("state", flat=True)) == {ShardState.CLOSED.value}
+    assert leases.commit([_result(lease, 2)]) == set()
+    assert Result.objects.filter(batch=batch).count() == 1

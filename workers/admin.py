@@ -1,0 +1,34 @@
+"""Models, engines and workers in the admin."""
+
+from django.contrib import admin
+
+from vbatch_site.admin import ReadOnlyAdmin, SiteAdmin
+from workers.models import ServedModel, Service, Worker
+
+
+@admin.register(ServedModel)
+class ServedModelAdmin(SiteAdmin):
+    """The catalogue."""
+
+    list_display = ["name", "source", "enabled", "load_seconds", "load_failed_at"]
+    list_filter = ["enabled"]
+    search_fields = ["name", "source"]
+    readonly_fields = ["created_at", "load_seconds", "load_error", "load_failed_at"]
+
+
+@admin.register(Service)
+class ServiceAdmin(ReadOnlyAdmin):
+    """Engines, running and past."""
+
+    list_display = ["model", "state", "worker", "created_at", "ready_at", "ended_at", "error"]
+    list_filter = ["state"]
+    list_select_related = ["model", "worker"]
+    search_fields = ["model__name"]
+
+
+@admin.register(Worker)
+class WorkerAdmin(ReadOnlyAdmin):
+    """Engine slots, living and past."""
+
+    list_display = ["id", "host", "pid", "started_at", "seen_at", "stopped_at"]
+    search_fields = ["id", "host"]
