@@ -226,11 +226,16 @@ class Runner:
 
     async def _engine_died(self) -> None:
         """Restart after a crash, with the lines that were in flight under suspicion."""
-        assert self._engine is not None
-        model = self._engine.spec.name
+        engine, client = self._engine, self._client
+        assert engine is not None and client is not None
+        model = engine.spec.name
+        # Nothing may be started on a dead engine while its lines are sorted.
+        self._engine = self._client = None
         # Their connections are gone, so these end by themselves, and put their lines among the suspects.
         tasks = [task for held in self._held for task in held.tasks]
         await asyncio.gather(*tasks, return_exceptions=True)
+        await client.close()
+        await asyncio.to_thread(engine.stop)
         suspects = sorted(self._in_flight | self._trial, key=lambda line: (line.held.lease.shard_id, line.place.number))
         self._in_flight.clear()
         self._trial.clear()

@@ -11,7 +11,7 @@ from typing import Any, cast
 import uvicorn
 
 from .app import App
-from .knobs import BadKnob, Knobs, Options
+from .knobs import KnobError, Knobs, Options
 
 # As in vLLM: an idle connection is closed after so many seconds, which clients must survive.
 KEEP_ALIVE_SECONDS = 5
@@ -42,7 +42,7 @@ def main() -> int:
     """Read the knobs, serve until a signal comes, return the exit status."""
     try:
         knobs = Knobs.from_environment(os.environ)
-    except BadKnob as error:
+    except KnobError as error:
         sys.stderr.write(f"workers.sim: {error}\n")
         return 2
     options = Options.from_arguments(sys.argv[1:], os.environ)

@@ -380,7 +380,12 @@ class Response(Generation):
         yield 0, event("response.completed", response=self._response(request_id, model, done=True))
 
     def _item(self, request_id: str) -> dict[str, object]:
-        content = {"type": "output_text", "text": self.draft.text, "annotations": [], "logprobs": None}
+        content: dict[str, object] = {
+            "type": "output_text",
+            "text": self.draft.text,
+            "annotations": [],
+            "logprobs": None,
+        }
         return {
             "id": f"msg_{request_id[-16:]}",
             "type": "message",

@@ -25,7 +25,7 @@ from .answers import Chat, Completion, Job, Response, encode, random_hex
 from .bodies import TOKEN_CHARS
 from .engine import Engine
 from .knobs import Knobs, Options
-from .refusals import Refusal, envelope, plain
+from .refusals import RefusalError, envelope, plain
 
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -105,7 +105,7 @@ class App:
             self._check_model(job.model)
             job.check(self._options.max_model_len)
             request_id = headers.get(b"x-request-id", b"").decode("latin-1") or random_hex()
-        except Refusal as refusal:
+        except RefusalError as refusal:
             await _respond(send, refusal.status, refusal.body)
             return
         separator = "_" if job.id_prefix == "resp" else "-"
@@ -133,7 +133,7 @@ class App:
     def _check_model(self, model: str | None) -> None:
         if model and model not in self._names:
             names = ", ".join(self._options.served_names)
-            raise Refusal(
+            raise RefusalError(
                 HTTPStatus.NOT_FOUND.value,
                 f"The model `{model}` does not exist. Valid aliases: {names}.",
                 kind="NotFoundError",
@@ -220,19 +220,17 @@ class App:
         else:
             body = job.answer(request_id, model)
             await _respond(send, 200, body, cut=b"truncate" in markers)
-        engine.count(
-            prompt_tokens=job.prompt_tokens, cached_tokens=cached, generation_tokens=job.completion_tokens
-        )
+        engine.count(prompt_tokens=job.prompt_tokens, cached_tokens=cached, generation_tokens=job.completion_tokens)
 
-    def _failure(self, job: Job, markers: dict[bytes, bytes]) -> Refusal | None:
+    def _failure(self, job: Job, markers: dict[bytes, bytes]) -> RefusalError | None:
         if b"400" in markers:
-            return Refusal(400, "The marker [[sim:400]] asked for this.", kind="BadRequestError")
+            return RefusalError(400, "The marker [[sim:400]] asked for this.", kind="BadRequestError")
         if b"500" in markers:
-            return Refusal(500, "The marker [[sim:500]] asked for this.", kind="InternalServerError")
+            return RefusalError(500, "The marker [[sim:500]] asked for this.", kind="InternalServerError")
         if b"503once" in markers and self._engine.is_first(job.user_text):
-            return Refusal(503, "The marker [[sim:503once]] asked for this.", kind="ServiceUnavailableError")
+            return RefusalError(503, "The marker [[sim:503once]] asked for this.", kind="ServiceUnavailableError")
         if self._engine.fails(job.user_text):
-            return Refusal(500, "VBATCH_SIM_FAILURE_RATE asked for this.", kind="InternalServerError")
+            return RefusalError(500, "VBATCH_SIM_FAILURE_RATE asked for this.", kind="InternalServerError")
         return None
 
     async def _stream(self, job: Job, request_id: str, model: str, send: Send, *, cut: bool) -> None:
@@ -246,7 +244,7 @@ class App:
             }
         )
         due = time.monotonic()
-        pending = []
+        pending: list[bytes] = []
         for steps, event in job.events(request_id, model):
             if steps and pace:
                 await send({"type": "http.response.body", "body": b"".join(pending), "more_body": True})
@@ -322,7 +320,7 @@ async def _body(receive: Receive, headers: dict[bytes, bytes]) -> bytes | None:
     if message["type"] == "http.disconnect":
         return None
     if not headers.get(b"content-type", b"").lower().startswith(JSON):
-        raise Refusal(
+        raise RefusalError(
             400,
             "1 validation error:\n  Unsupported Media Type: Only 'application/json' is allowed",
             kind=HTTPStatus.BAD_REQUEST.phrase,

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 
-class BadKnob(ValueError):
+class KnobError(ValueError):
     """A variable holds what it can't."""
 
 
@@ -39,9 +39,9 @@ class Knobs:
             try:
                 value = float(text)
             except ValueError:
-                raise BadKnob(f"{name} is not a number: {text!r}") from None
+                raise KnobError(f"{name} is not a number: {text!r}") from None
             if not 0 <= value <= most:
-                raise BadKnob(f"{name} is out of range: {text!r}")
+                raise KnobError(f"{name} is out of range: {text!r}")
             return value
 
         return cls(

@@ -16,7 +16,7 @@ def envelope(status: int, message: str, *, kind: str, param: str | None = None) 
     return msgspec.json.encode({"error": {"message": message, "type": kind, "param": param, "code": status}})
 
 
-class Refusal(Exception):
+class RefusalError(Exception):
     """The request is answered with an error."""
 
     def __init__(self, status: int, message: str, *, kind: str, param: str | None = None) -> None:
@@ -25,17 +25,17 @@ class Refusal(Exception):
         self.body = envelope(status, message, kind=kind, param=param)
 
 
-def bad_value(message: str, *, param: str, value: object) -> Refusal:
+def bad_value(message: str, *, param: str, value: object) -> RefusalError:
     """Return the refusal of a value that vLLM checks itself."""
-    return Refusal(400, f"{message} (parameter={param}, value={value})", kind="BadRequestError", param=param)
+    return RefusalError(400, f"{message} (parameter={param}, value={value})", kind="BadRequestError", param=param)
 
 
-def bad_request(message: str, *, param: str | None = None) -> Refusal:
+def bad_request(message: str, *, param: str | None = None) -> RefusalError:
     """Return the refusal of a request that makes no sense as a whole."""
-    return Refusal(400, message, kind="BadRequestError", param=param)
+    return RefusalError(400, message, kind="BadRequestError", param=param)
 
 
-def bad_body(error: msgspec.DecodeError) -> Refusal:
+def bad_body(error: msgspec.DecodeError) -> RefusalError:
     """Return the refusal of a body that has the wrong shape, as vLLM's validation words it."""
     detail = str(error)
     place = _PATH.search(detail)
@@ -43,9 +43,9 @@ def bad_body(error: msgspec.DecodeError) -> Refusal:
     if missing := _MISSING_FIELD.search(detail):
         param += f".{missing[1]}"
     message = f"1 validation error:\n  {{'loc': {param!r}, 'msg': {detail!r}}}"
-    return Refusal(400, message, kind=HTTPStatus.BAD_REQUEST.phrase, param=param)
+    return RefusalError(400, message, kind=HTTPStatus.BAD_REQUEST.phrase, param=param)
 
 
-def plain(status: HTTPStatus) -> Refusal:
+def plain(status: HTTPStatus) -> RefusalError:
     """Return the refusal that FastAPI gives by itself, such as 404 of an unknown route."""
-    return Refusal(status.value, status.phrase, kind=status.phrase)
+    return RefusalError(status.value, status.phrase, kind=status.phrase)
