@@ -17,6 +17,7 @@ from django.utils import timezone
 from batches import doorbell
 from batches.demand import Waiting
 from batches.models import Batch, Result, Shard, StaleTransition
+from batches.outcome import Outcome
 from batches.planning import PlannedLine, unpack
 from batches.states import OPEN_SHARDS, BatchStatus, ShardState
 from files.models import File
@@ -35,6 +36,10 @@ class Lease:
     input_path: str
     expires_at: datetime
     lines: tuple[PlannedLine, ...]  # those without a result yet
+
+
+_COPY = f"COPY batches_result ({', '.join(Outcome._fields)}) FROM STDIN (FORMAT BINARY)"
+_COLUMN_TYPES = ["varchar", "int4", "text", "int2", "varchar", "bytea", "varchar", "text", *["int4"] * 5, "int2"]
 
 
 def _term() -> timedelta:
@@ -128,26 +133,26 @@ class _Sums:
     output_tokens: int = 0
     reasoning_tokens: int = 0
 
-    def add(self, result: Result) -> None:
-        if result.succeeded:
+    def add(self, outcome: Outcome) -> None:
+        if outcome.succeeded:
             self.completed += 1
-            self.input_tokens += result.input_tokens
-            self.cached_tokens += result.cached_tokens
-            self.output_tokens += result.output_tokens
-            self.reasoning_tokens += result.reasoning_tokens
+            self.input_tokens += outcome.input_tokens
+            self.cached_tokens += outcome.cached_tokens
+            self.output_tokens += outcome.output_tokens
+            self.reasoning_tokens += outcome.reasoning_tokens
         else:
             self.failed += 1
 
 
-def commit(finished: Sequence[tuple[Lease, Result]]) -> set[int]:
+def commit(finished: Sequence[tuple[Lease, Outcome]]) -> set[int]:
     """Write results, counters and leases in one transaction; return the shards whose lease was kept.
 
     Results of a lost lease are dropped: another worker runs those lines.
     """
-    by_shard: dict[int, list[Result]] = defaultdict(list)
+    by_shard: dict[int, list[Outcome]] = defaultdict(list)
     epochs: dict[int, int] = {}
-    for lease, result in finished:
-        by_shard[lease.shard_id].append(result)
+    for lease, outcome in finished:
+        by_shard[lease.shard_id].append(outcome)
         epochs[lease.shard_id] = lease.epoch
     ids = sorted(by_shard)
     with transaction.atomic(), connection.cursor() as cursor:
@@ -168,10 +173,12 @@ def commit(finished: Sequence[tuple[Lease, Result]]) -> set[int]:
         rows = cursor.fetchall()
         kept = {shard_id for shard_id, _, _ in rows}
         sums: dict[str, _Sums] = defaultdict(_Sums)
-        results = [result for shard_id in kept for result in by_shard[shard_id]]
-        for result in results:
-            sums[result.batch_id].add(result)
-        Result.objects.bulk_create(results)
+        with cursor.copy(_COPY) as copy:  # several times cheaper than INSERT on both sides
+            copy.set_types(_COLUMN_TYPES)
+            for shard_id in kept:
+                for outcome in by_shard[shard_id]:
+                    sums[outcome.batch_id].add(outcome)
+                    copy.write_row(outcome)
         for batch_id in sorted(sums):
             added = sums[batch_id]
             Batch.objects.filter(pk=batch_id).update(

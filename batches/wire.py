@@ -43,6 +43,9 @@ class _Answer(msgspec.Struct):
     error: msgspec.Raw | None = None
 
 
+# A stopping vLLM ends running requests with this; unescaped quotes can't be part of a generated text.
+_ABORTED = b'"finish_reason":"abort"'
+
 _answer_decoder = msgspec.json.Decoder(_Answer)
 
 
@@ -59,6 +62,8 @@ def read_usage(body: bytes) -> Usage:
     # The responses endpoint has `"error": null` in a good answer.
     if answer.error is not None and bytes(answer.error) != b"null":
         raise NotAnAnswer("an error with status 200")
+    if _ABORTED in body:
+        raise NotAnAnswer("aborted by the engine")
     usage = answer.usage
     if usage is None:
         return Usage()

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from batches.leases import Lease
-from batches.models import Result
+from batches.outcome import Outcome
 from batches.planning import PlannedLine
 from batches.validation import RequestLine, parse_line
 from batches.wire import NotAnAnswer, Usage, read_usage
@@ -59,26 +59,25 @@ class Line:
         body = bytes(line.body)
         return fill_model(body, self.held.lease.default_model) if self.held.lease.default_model else body
 
-    def result(self, reply: Reply, usage: Usage, milliseconds: int) -> Result:
-        """Return the row of a line that is not tried again."""
-        row = Result(
-            batch_id=self.held.lease.batch_id,
-            line=self.place.number,
-            custom_id=self.custom_id,
-            attempts=self.attempts,
-            milliseconds=milliseconds,
+    def outcome(self, reply: Reply, usage: Usage, milliseconds: int) -> Outcome:
+        """Return what is kept of a line that is not tried again."""
+        found = Outcome(
+            self.held.lease.batch_id,
+            self.place.number,
+            self.custom_id,
             input_tokens=usage.input_tokens,
             cached_tokens=usage.cached_tokens,
             output_tokens=usage.output_tokens,
             reasoning_tokens=usage.reasoning_tokens,
+            milliseconds=milliseconds,
+            attempts=self.attempts,
         )
         if reply.status:
-            row.status_code = reply.status
-            row.body = reply.body if reply.failure is None else envelope(reply.body)
-            row.request_id = os.urandom(16).hex()
-        elif reply.failure is not None:
-            row.error_code, row.error_message = reply.failure.code, reply.failure.message
-        return row
+            body = reply.body if reply.failure is None else envelope(reply.body)
+            return found._replace(status_code=reply.status, request_id=os.urandom(16).hex(), body=body)
+        if reply.failure is not None:
+            return found._replace(error_code=reply.failure.code, error_message=reply.failure.message)
+        return found
 
 
 def fill_model(body: bytes, model: str) -> bytes:

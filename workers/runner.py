@@ -23,6 +23,7 @@ from django.utils import timezone
 
 from batches import leases
 from batches.models import Result
+from batches.outcome import Outcome
 from batches.sweep import sweep
 from batches.wire import Usage
 from workers import registry, scheduler
@@ -65,7 +66,7 @@ class Runner:
         self._trial: set[Line] = set()
         self._culprits = 0
         self._in_flight: set[Line] = set()
-        self._finished: list[tuple[Held, Result]] = []
+        self._finished: list[tuple[Held, Outcome]] = []
         self._commit_due = asyncio.Event()
         self._renewed_at = 0.0
         self._dry = False  # nothing was there to claim when we last looked
@@ -243,7 +244,7 @@ class Runner:
         if len(suspects) == 1:
             self._culprits += 1
             line = suspects[0]
-            self._finish(line, line.result(Reply(0, b"", Failure.ENGINE_LOST), Usage(), 0))
+            self._finish(line, line.outcome(Reply(0, b"", Failure.ENGINE_LOST), Usage(), 0))
         elif suspects:
             half = len(suspects) // 2
             self._suspects.extendleft([suspects[half:], suspects[:half]])
@@ -285,7 +286,7 @@ class Runner:
             try:
                 body = line.read()
             except (OSError, msgspec.MsgspecError):
-                self._finish(line, line.result(Reply(0, b"", Failure.LINE_UNREADABLE), Usage(), 0))
+                self._finish(line, line.outcome(Reply(0, b"", Failure.LINE_UNREADABLE), Usage(), 0))
                 return
             while True:
                 line.attempts += 1
@@ -299,7 +300,7 @@ class Runner:
                 await asyncio.sleep(BACKOFF_SECONDS * 2 ** (line.attempts - 1) * random.uniform(0.75, 1.25))  # noqa: S311
             if reply.failure is None:
                 self._culprits = 0
-            self._finish(line, line.result(reply, usage, int((time.monotonic() - started) * 1000)))
+            self._finish(line, line.outcome(reply, usage, int((time.monotonic() - started) * 1000)))
         except asyncio.CancelledError:
             self._in_flight.discard(line)
             raise
@@ -312,10 +313,10 @@ class Runner:
             await asyncio.sleep(0.05)
         return True
 
-    def _finish(self, line: Line, result: Result) -> None:
+    def _finish(self, line: Line, outcome: Outcome) -> None:
         self._in_flight.discard(line)
         self._trial.discard(line)
-        self._finished.append((line.held, result))
+        self._finished.append((line.held, outcome))
         if len(self._finished) >= COMMIT_LINES:
             self._commit_due.set()
         self._feed()
@@ -339,7 +340,7 @@ class Runner:
         finished, self._finished = self._finished, []
         if not finished:
             return
-        await self._db(_Commit([(held.lease, result) for held, result in finished]))
+        await self._db(_Commit([(held.lease, outcome) for held, outcome in finished]))
         for held, _ in finished:
             held.uncommitted -= 1
         for held in {held for held, _ in finished if held.uncommitted == 0}:
@@ -423,7 +424,7 @@ def _closing(function: Callable[..., T], *args: Any) -> Callable[[], T]:
 class _Commit:
     """One commit, which may be called again when the database's answer was lost."""
 
-    def __init__(self, finished: list[tuple[leases.Lease, Result]]) -> None:
+    def __init__(self, finished: list[tuple[leases.Lease, Outcome]]) -> None:
         self._finished = finished
         self._tried = False
 

@@ -7,6 +7,7 @@ from django.utils import timezone
 
 from batches import leases
 from batches.models import Batch, Result, Shard
+from batches.outcome import Outcome
 from batches.planning import Plan
 from batches.states import BatchStatus, ShardState
 from files.models import File, Purpose
@@ -36,9 +37,8 @@ def _batch(lines: int = 6, shard_lines: int = 3) -> Batch:
     return batch
 
 
-def _result(lease: leases.Lease, line: int, status: int = 200) -> tuple[leases.Lease, Result]:
-    row = Result(batch_id=lease.batch_id, line=line, custom_id=str(line), status_code=status, output_tokens=2)
-    return lease, row
+def _result(lease: leases.Lease, line: int, status: int = 200) -> tuple[leases.Lease, Outcome]:
+    return lease, Outcome(lease.batch_id, line, str(line), status_code=status, body=b"{}", output_tokens=2)
 
 
 def _claim(batch: Batch, holder: str = "a") -> leases.Lease:

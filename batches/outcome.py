@@ -1,0 +1,27 @@
+"""What came of one line. Pure: no Django."""
+
+from typing import NamedTuple
+
+
+class Outcome(NamedTuple):
+    """A finished line on its way to the database; the fields are columns of `Result`."""
+
+    batch_id: str
+    line: int
+    custom_id: str
+    status_code: int | None = None
+    request_id: str = ""
+    body: bytes | None = None
+    error_code: str = ""
+    error_message: str = ""
+    input_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    reasoning_tokens: int = 0
+    milliseconds: int = 0
+    attempts: int = 1
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether the line belongs in the output file."""
+        return self.status_code == 200
