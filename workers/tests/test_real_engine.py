@@ -1,0 +1,212 @@
+"""The whole way with real vLLM on the CPU, driven by the official OpenAI SDK over HTTP."""
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from openai import OpenAI
+
+from vbatch_site.tests.servers import EMBEDDING_MODEL, MODEL, ROOT, TERMINAL, Server, chat_line
+from workers import samples
+
+# Eager mode starts in a third of the time; what is tested here does not depend on it.
+ENGINE = {
+    "VBATCH_ENGINE": "vllm",
+    "VBATCH_VLLM_ARGS": "--enforce-eager --max-model-len 1024 --max-num-seqs 32",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "HF_HUB_OFFLINE": "1",
+}
+TEXT = "Name three animals that live in the sea."
+LOAD = 300  # seconds; a load takes 25 to 40 here when nothing else runs
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a home with the sample models, those of `make setup` if they are there."""
+    home = ROOT / "var"
+    if not (home / "models").is_dir():
+        home = tmp_path_factory.mktemp("models")
+    samples.prepare(home)
+    return home
+
+
+@pytest.fixture(scope="module")
+def server(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server with the real engine."""
+    home = tmp_path_factory.mktemp("real")
+    os.symlink(models / "models", home / "models")
+    with Server(home, **ENGINE) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def client(server: Server) -> OpenAI:
+    """The official SDK, pointed at it."""
+    return OpenAI(base_url=server.base_url, api_key=server.key)
+
+
+def _run(client: OpenAI, content: str, endpoint: str) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+    """Return the ended batch and its output and error lines by custom_id."""
+    file = client.files.create(file=("in.jsonl", content.encode()), purpose="batch")
+    batch = client.batches.create(input_file_id=file.id, endpoint=endpoint, completion_window="24h")  # type: ignore[arg-type]
+    deadline = time.monotonic() + LOAD
+    while batch.status not in TERMINAL:
+        assert time.monotonic() < deadline, batch
+        time.sleep(0.2)
+        batch = client.batches.retrieve(batch.id)
+
+    def lines(file_id: str | None) -> dict[str, Any]:
+        if file_id is None:
+            return {}
+        found = [json.loads(line) for line in client.files.content(file_id).text.splitlines()]
+        assert len({line["custom_id"] for line in found}) == len(found)
+        return {line["custom_id"]: line for line in found}
+
+    return batch, lines(batch.output_file_id), lines(batch.error_file_id)
+
+
+def _body(line: dict[str, Any]) -> dict[str, Any]:
+    assert line["response"]["status_code"] == 200
+    return dict(line["response"]["body"])
+
+
+def _text(line: dict[str, Any]) -> str:
+    return str(_body(line)["choices"][0]["message"]["content"])
+
+
+def test_a_chat_batch_then_an_embeddings_batch_then_chat_again_run_on_one_slot(client: OpenAI, server: Server) -> None:
+    chat = "".join(chat_line(f"chat-{i}", f"What is {i} plus {i}?", max_tokens=12, temperature=0) for i in range(12))
+    batch, output, errors = _run(client, chat, "/v1/chat/completions")
+    assert (batch.status, len(output), errors) == ("completed", 12, {})
+    assert batch.model == MODEL
+    assert batch.usage is not None
+    assert batch.usage.output_tokens == sum(_body(line)["usage"]["completion_tokens"] for line in output.values())
+    assert all(_text(line) for line in output.values())
+
+    texts = ["a cat sat", "a kitten sat", "interest rates rose"]
+    lines = [
+        {"custom_id": f"e{i}", "method": "POST", "url": "/v1/embeddings", "body": {"model": EMBEDDING_MODEL, "input": text}}
+        for i, text in enumerate(texts)
+    ]
+    batch, output, errors = _run(client, "\n".join(map(json.dumps, lines)), "/v1/embeddings")
+    assert (batch.status, len(output), errors) == ("completed", 3, {})
+    near, nearer, far = (_body(output[f"e{i}"])["data"][0]["embedding"] for i in range(3))
+
+    def dot(a: list[float], b: list[float]) -> float:
+        return sum(x * y for x, y in zip(a, b, strict=True))
+
+    assert len(near) == 384
+    assert dot(near, nearer) > dot(near, far) + 0.3
+
+    batch, output, _ = _run(client, chat_line("again", TEXT), "/v1/chat/completions")
+    assert batch.status == "completed"
+    loads = server.query("SELECT m.name FROM workers_service s JOIN workers_servedmodel m ON m.id = s.model_id ORDER BY s.id")
+    assert [name for (name,) in loads] == [MODEL, EMBEDDING_MODEL, MODEL]
+    seconds = server.query("SELECT load_seconds FROM workers_servedmodel WHERE name = %s", MODEL)[0][0]
+    assert seconds > 1
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"animal": {"type": "string", "maxLength": 12}, "legs": {"type": "integer", "maximum": 8, "minimum": 0}},
+    "required": ["animal", "legs"],
+    "additionalProperties": False,
+}
+TOOL = {"type": "function", "function": {"name": "look_up", "description": "Look up an animal", "parameters": SCHEMA}}
+
+
+def test_a_request_is_honoured_as_it_was_written(client: OpenAI, models: Path) -> None:
+    def line(custom_id: str, **body: Any) -> str:
+        return chat_line(custom_id, TEXT, **{"temperature": 0, "max_tokens": 24, **body})
+
+    first = [
+        line("base"),
+        line("base-again"),
+        line("short", max_tokens=3),
+        line("warm-1", temperature=1.5, seed=1, max_tokens=24),
+        line("warm-1-again", temperature=1.5, seed=1, max_tokens=24),
+        line("warm-2", temperature=1.5, seed=2, max_tokens=24),
+        line("three", temperature=1.0, n=3),
+        line("logprobs", logprobs=True, top_logprobs=2, max_tokens=4),
+        line(
+            "schema",
+            max_tokens=60,
+            response_format={"type": "json_schema", "json_schema": {"name": "a", "schema": SCHEMA, "strict": True}},
+        ),
+        line("tool", max_tokens=60, tools=[TOOL], tool_choice={"type": "function", "function": {"name": "look_up"}}),
+        line("too-long", max_tokens=100_000),
+        line("bad", temperature=-1),
+    ]
+    batch, output, errors = _run(client, "".join(first), "/v1/chat/completions")
+    assert batch.status == "completed"
+    assert set(errors) == {"too-long", "bad"}, errors
+    for refused in errors.values():
+        assert refused["error"] is None
+        assert refused["response"]["status_code"] == 400
+        assert set(refused["response"]["body"]["error"]) == {"message", "type", "param", "code"}
+
+    base = _text(output["base"])
+    assert _text(output["base-again"]) == base
+    assert _body(output["short"])["usage"]["completion_tokens"] == 3
+    assert _body(output["short"])["choices"][0]["finish_reason"] == "length"
+    assert base.startswith(_text(output["short"]))
+    assert _text(output["warm-1"]) == _text(output["warm-1-again"])
+    assert len({base, _text(output["warm-1"]), _text(output["warm-2"])}) == 3
+    assert len(_body(output["three"])["choices"]) == 3
+    tokens = _body(output["logprobs"])["choices"][0]["logprobs"]["content"]
+    assert [len(token["top_logprobs"]) for token in tokens] == [2] * 4
+    animal = json.loads(_text(output["schema"]))
+    assert set(animal) == {"animal", "legs"}
+    assert isinstance(animal["legs"], int)
+    call = _body(output["tool"])["choices"][0]["message"]["tool_calls"][0]["function"]
+    assert call["name"] == "look_up"
+    assert set(json.loads(call["arguments"])) == {"animal", "legs"}
+
+    # The model's own chat template was applied: it adds a system prompt of its own.
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(samples.path_of(MODEL, models))
+    prompt = tokenizer.apply_chat_template([{"role": "user", "content": TEXT}], add_generation_prompt=True, tokenize=False)
+    expected = len(tokenizer(prompt, add_special_tokens=False)["input_ids"])
+    assert _body(output["base"])["usage"]["prompt_tokens"] == expected
+
+    stop = base.split()[4]
+    _, output, _ = _run(client, line("stopped", stop=[stop]), "/v1/chat/completions")
+    assert _text(output["stopped"]) == base[: base.index(stop)]
+    assert _body(output["stopped"])["choices"][0]["finish_reason"] == "stop"
+
+
+def test_completions_and_responses_are_answered(client: OpenAI) -> None:
+    def line(url: str, **body: Any) -> str:
+        return json.dumps({"custom_id": "a", "method": "POST", "url": url, "body": {"model": MODEL, **body}})
+
+    _, output, errors = _run(client, line("/v1/completions", prompt="The capital of France is", max_tokens=4), "/v1/completions")
+    assert not errors
+    assert _body(output["a"])["choices"][0]["text"]
+    _, output, errors = _run(client, line("/v1/responses", input="Say hi.", max_output_tokens=8), "/v1/responses")
+    assert not errors
+    body = _body(output["a"])
+    assert body["object"] == "response"
+    assert body["usage"]["output_tokens"] > 0
+
+
+def test_a_cancelled_batch_stops_within_seconds_and_keeps_what_finished(client: OpenAI, server: Server) -> None:
+    content = "".join(chat_line(f"l{i}", f"Tell a long story about the number {i}.", max_tokens=200) for i in range(300))
+    batch_id = server.create(content)
+    deadline = time.monotonic() + LOAD
+    while server.batch(batch_id)["request_counts"]["completed"] < 3:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    client.batches.cancel(batch_id)
+    asked = time.monotonic()
+    batch = server.wait(batch_id, 30)
+    assert time.monotonic() - asked < 10
+    output, errors = server.lines(batch)
+    assert batch["status"] == "cancelled"
+    assert len(output) == batch["request_counts"]["completed"] > 0
+    assert len(output) + len(errors) == 300
+    assert {line["error"]["code"] for line in errors} == {"batch_cancelled"}

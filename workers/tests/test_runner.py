@@ -1,0 +1,113 @@
+"""What the runner promises while everything lives, with the simulated engine."""
+
+from pathlib import Path
+
+from vbatch_site.tests.servers import Server, chat_line, wait_until
+
+
+def test_faults_of_the_engine_are_tried_again_and_refusals_are_not(new_home: Path) -> None:
+    markers = {
+        "fine": "hello",
+        "once": "[[sim:503once]] hello",
+        "always": "[[sim:500]]",
+        "refused": "[[sim:400]]",
+        "garbage": "[[sim:garbage]]",
+        "cut": "[[sim:truncate]]",
+        "lie": "[[sim:200error]]",
+        "hang": "[[sim:hang]]",
+    }
+    with Server(new_home, VBATCH_REQUEST_TIMEOUT="2") as server:
+        batch = server.wait(server.create(chat_line(name, text) for name, text in markers.items()), 60)
+        output, errors = server.lines(batch)
+        assert {line["custom_id"] for line in output} == {"fine", "once"}
+        by_id = {line["custom_id"]: line for line in errors}
+        assert by_id["always"]["response"]["status_code"] == 500
+        assert by_id["refused"]["response"]["status_code"] == 400
+        codes = {name: by_id[name]["error"]["code"] for name in ("garbage", "cut", "lie", "hang")}
+        assert codes == {
+            "garbage": "invalid_answer",
+            "cut": "connection_lost",
+            "lie": "invalid_answer",
+            "hang": "request_timeout",
+        }
+        seen = server.requests_seen()
+        assert seen.count("[[sim:500]]") == seen.count("[[sim:hang]]") == 3
+        assert seen.count("[[sim:400]]") == seen.count("hello") == 1
+
+
+def test_a_model_that_cannot_be_loaded_fails_every_line_and_ends_the_batch(new_home: Path) -> None:
+    with Server(new_home, VBATCH_SIM_STARTUP_FAIL="1") as server:
+        batch = server.wait(server.create(chat_line(f"l{i}") for i in range(600)), 60)
+        output, errors = server.lines(batch)
+        assert batch["status"] == "completed"
+        assert batch["request_counts"] == {"total": 600, "completed": 0, "failed": 600}
+        assert not output
+        assert {line["error"]["code"] for line in errors} == {"model_load_failed"}
+        assert len({line["custom_id"] for line in errors}) == 600
+        assert server.query("SELECT load_error <> '' FROM workers_servedmodel WHERE load_failed_at IS NOT NULL") == [(True,)]
+
+
+def test_a_folder_that_is_no_model_is_named_in_every_line(new_home: Path) -> None:
+    # No engine is started: the folder is looked at first.
+    with Server(new_home, VBATCH_ENGINE="vllm") as server:
+        folder = new_home / "not-a-model"
+        folder.mkdir()
+        code = (
+            "from workers.models import ServedModel; "
+            f"ServedModel.objects.create(name='broken', source='{folder}', endpoints=['/v1/chat/completions'])"
+        )
+        server.manage("shell", "-c", code)
+        batch = server.wait(server.create(chat_line("a", model="broken")), 30)
+        _, errors = server.lines(batch)
+        assert errors[0]["error"]["code"] == "model_load_failed"
+        assert "no config.json" in errors[0]["error"]["message"]
+
+
+def test_two_models_take_turns_on_one_slot_and_a_loaded_one_is_kept(new_home: Path) -> None:
+    with Server(new_home, VBATCH_SIM_LATENCY_MS="20") as server:
+        other = "Qwen/Qwen2.5-0.5B-Instruct"
+        ids = [
+            server.create(chat_line(f"l{i}", model=model) for i in range(100))
+            for model in (other, other, "google/gemma-3-4b-it", other)
+        ]
+        for batch_id in ids:
+            assert server.wait(batch_id)["request_counts"]["completed"] == 100
+        services = server.query("SELECT state FROM workers_service")
+        assert 2 <= len(services) <= 3
+
+
+def test_a_batch_past_its_window_expires_and_keeps_what_is_done(new_home: Path) -> None:
+    with Server(new_home, VBATCH_COMPLETION_WINDOWS="24h,6s", VBATCH_SIM_LINES_PER_SECOND="50") as server:
+        batch_id = server.create((chat_line(f"l{i}") for i in range(2000)), completion_window="6s")
+        batch = server.wait(batch_id, 30)
+        output, errors = server.lines(batch)
+        assert batch["status"] == "expired"
+        assert batch["request_counts"]["failed"] == 0
+        assert len(output) == batch["request_counts"]["completed"] > 0
+        assert len(output) + len(errors) == 2000
+        assert {line["error"]["code"] for line in errors} == {"batch_expired"}
+
+
+def test_a_deleted_input_file_is_kept_until_its_batch_ends(new_home: Path) -> None:
+    with Server(new_home, VBATCH_SIM_LINES_PER_SECOND="200") as server:
+        batch_id = server.create(chat_line(f"l{i}") for i in range(800))
+        wait_until(lambda: server.batch(batch_id)["request_counts"]["completed"] > 50)
+        file_id = server.batch(batch_id)["input_file_id"]
+        assert server.request("DELETE", f"/v1/files/{file_id}")[0] == 200
+        assert server.request("GET", f"/v1/files/{file_id}")[0] == 404
+        assert server.wait(batch_id)["request_counts"]["completed"] == 800
+        wait_until(lambda: server.query("SELECT 1 FROM files_file WHERE id = %s", file_id) == [], 30)
+        assert not [p for p in (new_home / "files").rglob("*") if p.name == file_id]
+
+
+def test_lines_without_a_model_run_with_the_batch_s_own(new_home: Path) -> None:
+    from vbatch_site.tests.servers import MODEL
+
+    with Server(new_home) as server:
+        body = {"input_file_id": server.upload(chat_line("a", model=None)), "metadata": {"model": MODEL}}
+        status, _, created = server.request("POST", "/v1/batches", body)
+        assert status == 200, created
+        assert (created["endpoint"], created["completion_window"]) == ("/v1/chat/completions", "24h")
+        batch = server.wait(created["id"])
+        output, _ = server.lines(batch)
+        assert output[0]["response"]["body"]["model"] == MODEL
