@@ -15,8 +15,13 @@ def main() -> None:
     except DatabaseUnavailable as error:
         sys.exit(f"vbatch: {error}")
     from django.core.management import execute_from_command_line
+    from django.db import OperationalError
 
-    execute_from_command_line(sys.argv)
+    try:
+        execute_from_command_line(sys.argv)
+    except OperationalError as error:
+        said = " ".join(str(error).split())
+        sys.exit(f"vbatch: the database failed ({said}); check DATABASE_URL, or empty it to use the embedded one.")
 
 
 if __name__ == "__main__":

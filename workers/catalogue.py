@@ -10,6 +10,9 @@ from workers.models import CHAT_ENDPOINTS, EMBEDDING_ENDPOINTS, ServedModel
 SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 
+# Its context is said here because a longer one in VBATCH_VLLM_ARGS, meant for chat models, would keep it from loading.
+MINILM_ARGS = "--runner pooling --max-model-len 256"
+
 # The catalogue of a new installation; it is edited in the admin from then on.
 FIRST_ENTRIES: list[dict[str, object]] = [
     {"name": name, "source": name, "endpoints": CHAT_ENDPOINTS}
@@ -21,7 +24,7 @@ FIRST_ENTRIES: list[dict[str, object]] = [
         "Qwen/Qwen2.5-0.5B-Instruct",
         SMOLLM2,
     )
-] + [{"name": MINILM, "source": MINILM, "endpoints": EMBEDDING_ENDPOINTS, "engine_args": "--runner pooling"}]
+] + [{"name": MINILM, "source": MINILM, "endpoints": EMBEDDING_ENDPOINTS, "engine_args": MINILM_ARGS}]
 
 
 def answerable() -> dict[str, Set[str]]:

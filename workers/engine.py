@@ -151,7 +151,11 @@ class EngineProcess:
         except OSError:
             text = ""
         lines = [re.sub(r"^\([^)]*\)\s*|\x1b\[[0-9;]*m", "", line).strip() for line in text.splitlines()]
-        telling = [line for line in lines if re.match(r"^(\w+\.)*\w*(Error|Exception|Exit)\b.*:", line)]
-        # The root cause of a chain of exceptions is printed first.
-        said = next(iter(telling), "") or next((line for line in reversed(lines) if line), "it said nothing")
+        # The root cause of a chain of exceptions is printed first; pydantic's is on the line after its name.
+        for line, after in zip(lines, [*lines[1:], ""], strict=True):
+            if re.match(r"^(\w+\.)*\w*(Error|Exception|Exit)\b.*:", line):
+                said = after if "validation error" in line else line
+                break
+        else:
+            said = next((line for line in reversed(lines) if line), "it said nothing")
         return f"The engine could not load the model: {said[:500]}"

@@ -60,7 +60,8 @@ class Command(BaseCommand):
                 upload = UploadedFile(stream, name=source.name, size=source.stat().st_size)
                 file = create_file(project, upload, Purpose.BATCH, None)
             body: dict[str, Any] = {"input_file_id": file.pk}
-            body["endpoint"] = creation.first_url(file)
+            # A first line without a URL is reported like every other bad line, so any endpoint will do to check it against.
+            body["endpoint"] = creation.first_url(file) or "/v1/chat/completions"
             body["completion_window"] = settings.VBATCH_COMPLETION_WINDOWS[0]
             if model:
                 body["metadata"] = {"model": model}
