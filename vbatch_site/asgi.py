@@ -10,10 +10,12 @@ ensure_url()
 from django.conf import settings  # noqa: E402 (the settings need the database's URL)
 from django.core.asgi import get_asgi_application  # noqa: E402
 
+from vbatch_site.openai.bodies import BodyGate  # noqa: E402
+
 # Each request runs in a thread of its own, so connections are pooled per process instead of kept per thread.
 _database = settings.DATABASES["default"]
 _database["CONN_MAX_AGE"] = 0
 _database["OPTIONS"]["pool"] = {"min_size": 1, "max_size": 16, "timeout": 20}
 
 settings.STATIC_ROOT.mkdir(parents=True, exist_ok=True)
-application = get_asgi_application()
+application = BodyGate(get_asgi_application())

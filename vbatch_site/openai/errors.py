@@ -1,12 +1,14 @@
 """The error envelope: every refusal, from a wrong field to an internal fault, leaves through this file."""
 
+import errno
 import logging
 from collections.abc import Sequence
+from http import HTTPStatus
 from typing import Any
 
 from django.core.exceptions import RequestDataTooBig, SuspiciousOperation, TooManyFieldsSent, TooManyFilesSent
 from django.db import DatabaseError
-from django.http import Http404, HttpRequest, JsonResponse
+from django.http import Http404, HttpRequest, JsonResponse, UnreadablePostError
 from rest_framework import exceptions, status
 from rest_framework.response import Response
 
@@ -15,6 +17,8 @@ from vbatch_site.openai import wording
 logger = logging.getLogger(__name__)
 
 INVALID_REQUEST = "invalid_request_error"
+
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
 Json = dict[str, Any]
 
@@ -75,19 +79,27 @@ def check_bounds(param: str, value: int, minimum: int, maximum: int) -> None:
         raise ApiError(f"Invalid '{param}': {message}", param=param, code="integer_below_min_value")
 
 
-def unknown_url(request: HttpRequest) -> JsonResponse:
-    """Answer a path that no route has."""
-    message = f"Invalid URL ({request.method} {request.path})"
-    return JsonResponse(envelope(message), status=status.HTTP_404_NOT_FOUND)
+def plain_refusal(request: HttpRequest, code: int) -> JsonResponse:
+    """Answer what Django refused before or without a view, such as a path that no route has."""
+    if code == status.HTTP_404_NOT_FOUND:
+        message = f"Invalid URL ({request.method} {request.path})"
+    else:
+        message = HTTPStatus(code).phrase + "."
+    return JsonResponse(envelope(message, INVALID_REQUEST if code < 500 else "server_error"), status=code)
 
 
 def internal_fault(request: HttpRequest, error: BaseException | None = None) -> JsonResponse:
     """Answer a fault of ours; its cause goes to the log, under the request's id, and nowhere else."""
     request_id = getattr(request, "request_id", "")
-    logger.error("request failed", extra={"action": "request_failed", "request_id": request_id}, exc_info=error)
+    extra = {"action": "request_failed", "request_id": request_id}
+    # In the text too: it is what a client quotes, and what somebody will search the log for.
+    logger.error("request %s failed", request_id, extra=extra, exc_info=error)
     if isinstance(error, DatabaseError):
         body = envelope("The server can't reach its database. Please retry.", "server_error", code="database_error")
         return JsonResponse(body, status=status.HTTP_503_SERVICE_UNAVAILABLE, headers={"retry-after": "2"})
+    if isinstance(error, OSError) and error.errno in _NO_ROOM:
+        body = envelope(f"The server can't store the request: {error.strerror}.", "server_error", code="storage_error")
+        return JsonResponse(body, status=status.HTTP_507_INSUFFICIENT_STORAGE)
     message = f"The server had an error while processing your request. Please quote request ID {request_id}."
     return JsonResponse(envelope(message, "server_error"), status=status.HTTP_500_INTERNAL_SERVER_ERROR)
 
@@ -110,6 +122,8 @@ def exception_handler(exc: Exception, context: dict[str, Any]) -> Response | Non
             code = 415
         case RequestDataTooBig():
             body, code = envelope("The request body is too large.", code="request_too_large"), 413
+        case UnreadablePostError():
+            body, code = envelope("The rest of the request's body did not come.", code="request_timeout"), 408
         case TooManyFieldsSent() | TooManyFilesSent() | SuspiciousOperation():
             body, code = envelope("The multipart body has too many parts or a part that can't be read."), 400
         case Http404() | exceptions.NotFound():

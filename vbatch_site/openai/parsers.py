@@ -5,11 +5,15 @@ from typing import Any
 
 import msgspec
 from django.conf import settings
+from django.core.exceptions import RequestDataTooBig
+from django.db import close_old_connections
+from django.utils.http import parse_header_parameters
 from rest_framework.negotiation import BaseContentNegotiation
 from rest_framework.parsers import BaseParser
 from rest_framework.parsers import MultiPartParser as DRFMultiPartParser
 from rest_framework.request import Request
 
+from vbatch_site.openai.bodies import is_whole
 from vbatch_site.openai.errors import ApiError
 
 
@@ -63,8 +67,21 @@ class MultiPartParser(DRFMultiPartParser):
 
     def parse(self, stream: Any, media_type: str | None = None, parser_context: Mapping[str, Any] | None = None) -> Any:
         """Return the fields and files, or raise ApiError."""
-        refuse_encoded((parser_context or {})["request"])
+        request: Request = (parser_context or {})["request"]
+        refuse_encoded(request)
+        # The body comes at the client's pace; the connection that looked up the key goes back to the pool meanwhile.
+        close_old_connections()
         try:
-            return super().parse(stream, media_type, parser_context)
+            parsed = super().parse(stream, media_type, parser_context)
         except UnicodeDecodeError:
             raise ApiError("The multipart body has a field that is not UTF-8.") from None
+        except RequestDataTooBig:
+            raise ApiError("File is too large.") from None
+        boundary = parse_header_parameters(media_type or "")[1].get("boundary", "")
+        if not is_whole(request._request, boundary):
+            # Django's parser takes the end of the body for the end of the file.
+            for _, uploads in parsed.files.lists():
+                for upload in uploads:
+                    upload.close()
+            raise ApiError("The multipart body ends before its closing boundary.")
+        return parsed

@@ -171,6 +171,10 @@ class Server:
         """Return the simulated engine's process."""
         return next(p for p in self.tree() if "workers.sim" in p.cmdline() and "guard.py" not in " ".join(p.cmdline()))
 
+    def web(self) -> psutil.Process:
+        """Return the process that serves HTTP."""
+        return next(p for p in self.tree() if "uvicorn" in p.cmdline() and "guard.py" not in " ".join(p.cmdline()))
+
     def query(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:
         """Ask the server's own database."""
         with psycopg.connect(self.database) as connection:
