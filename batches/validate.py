@@ -1,7 +1,9 @@
 """Take a new batch from `validating` to `in_progress` or `failed`: one pass over its input file."""
 
 import msgspec
+from django.conf import settings
 from django.db import transaction
+from django.db.models import OuterRef, Subquery, Sum
 from django.utils import timezone
 
 from batches import doorbell
@@ -13,6 +15,10 @@ from batches.validation import LineError, Validator
 from files import storage
 from files.jsonl import iter_lines
 from files.models import File
+from vbatch_site.models import Project
+
+# The cap is on the size of the line, not on the bill, so a rough count will do: no tokenizer is loaded here.
+_BYTES_PER_TOKEN = 4
 
 
 def validate(batch_id: str) -> bool:
@@ -57,11 +63,33 @@ def _fail(batch: Batch, errors: list[LineError]) -> bool:
     return True
 
 
+def _over_limit(batch: Batch, model: str) -> LineError | None:
+    """Return the refusal of a batch that would put more tokens in line than its project may have there."""
+    limit = settings.VBATCH_ENQUEUED_TOKEN_LIMIT
+    if not limit:
+        return None
+    # Two batches that are validated at once must count each other.
+    Project.objects.select_for_update().get(pk=batch.project_id)
+    size = File.objects.filter(pk=OuterRef("input_file_id")).values("bytes")
+    running = Batch.objects.filter(project=batch.project_id, model=model, status=BatchStatus.IN_PROGRESS)
+    waiting = running.annotate(size=Subquery(size)).aggregate(sum=Sum("size"))["sum"] or 0
+    own = File.objects.values_list("bytes", flat=True).get(pk=batch.input_file_id)
+    if (waiting + own) // _BYTES_PER_TOKEN <= limit:
+        return None
+    message = (
+        f"Enqueued token limit reached for {model} in organization {batch.project.name}. Limit: {limit:,} enqueued "
+        "tokens. Please try again once some in_progress batches have been completed."
+    )
+    return LineError("token_limit_exceeded", message, None, None)
+
+
 def _begin(batch: Batch, validator: Validator) -> bool:
     """Write the plan and open the batch to the workers in one transaction."""
     model = validator.model or ""
     try:
         with transaction.atomic():
+            if over := _over_limit(batch, model):
+                return _fail(batch, [over])
             shards = enumerate(validator.plan.shards(model))
             Shard.objects.bulk_create(
                 (Shard(batch=batch, index=i, model=s.model, lines=s.packed, count=s.count) for i, s in shards),

@@ -37,7 +37,9 @@ def body(size: int) -> Iterator[bytes]:
         f'--{_EDGE}\r\nContent-Disposition: form-data; name="file"; filename="input.jsonl"\r\n'
         "Content-Type: application/octet-stream\r\n\r\n"
     ).encode()
-    line = json.dumps({"custom_id": "x" * 36, "method": "POST", "body": {"text": "lorem ipsum " * 330}}).encode() + b"\n"
+    line = (
+        json.dumps({"custom_id": "x" * 36, "method": "POST", "body": {"text": "lorem ipsum " * 330}}).encode() + b"\n"
+    )
     block = (line * (_BLOCK // len(line) + 1))[:_BLOCK]
     for start in range(0, size, _BLOCK):
         yield block[: size - start]

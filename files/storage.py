@@ -1,8 +1,10 @@
 """The only module that touches the disk or the object store behind files."""
 
+import errno
 import os
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Protocol, cast
@@ -14,6 +16,8 @@ from django.core.files.storage import FileSystemStorage, default_storage
 from django.core.files.uploadedfile import UploadedFile
 
 _BLOCK = 1 << 20  # bytes moved at a time
+_KERNEL_BLOCK = 1 << 30  # bytes that the kernel is asked to copy at a time
+_REAL_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EIO}  # the others say only that the kernel can't do this copy
 
 
 class StorageFull(OSError):
@@ -65,6 +69,11 @@ def _temporary() -> Path:
     return Path(path)
 
 
+def part_name(part_id: str) -> str:
+    """Return an upload part's name in the storage."""
+    return f"parts/{part_id[-2:]}/{part_id}"
+
+
 def file_name(file_id: str) -> str:
     """Return an uploaded file's name in the storage, spread over folders by the id's last characters."""
     return f"{file_id[-2:]}/{file_id}"
@@ -102,6 +111,50 @@ def writing(name: str) -> Iterator[Writer]:
             temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def joining(sources: Sequence[str], name: str) -> Iterator[BinaryIO]:
+    """Join stored files into a new one: yield it for a last look, and publish it when the block ends without an error.
+
+    Raises FileNotFoundError for a source that is gone, StorageFull when there is no room.
+    """
+    temporary = _temporary()
+    try:
+        with temporary.open("w+b", buffering=0) as out:
+            try:
+                for source in sources:
+                    with opened(source) as part:
+                        _append(part, out)
+            except FileNotFoundError:
+                raise
+            except OSError as error:
+                raise StorageFull(error.errno, error.strerror or "storage failed") from error
+            out.seek(0)
+            yield cast(BinaryIO, out)
+        try:
+            _publish(temporary, name)
+        except OSError as error:
+            raise StorageFull(error.errno, error.strerror or "storage failed") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _append(source: BinaryIO, out: BinaryIO) -> None:
+    """Append a whole file; the kernel copies it, or shares its blocks, where both lie on one file system."""
+    try:
+        descriptor = source.fileno()
+        while os.copy_file_range(descriptor, out.fileno(), _KERNEL_BLOCK):
+            continue
+    except (OSError, AttributeError) as error:
+        if isinstance(error, OSError) and error.errno in _REAL_FAULTS:
+            raise
+    # All of it from a store that is no file system, nothing otherwise.
+    while block := source.read(_BLOCK):
+        left = memoryview(block)
+        while left:
+            left = left[out.write(left) :]
+
+
 def opened(name: str) -> BinaryIO:
     """Open a stored file for reading; raise FileNotFoundError."""
     return cast(BinaryIO, default_storage.open(name, "rb"))
@@ -122,14 +175,23 @@ def local_descriptor(name: str) -> int:
         temporary.unlink(missing_ok=True)
 
 
+def delete_abandoned(older_than_seconds: float) -> None:
+    """Remove what processes that were killed left in the folder for files on their way."""
+    limit = time.time() - older_than_seconds
+    with suppress(FileNotFoundError):
+        for entry in os.scandir(settings.FILE_UPLOAD_TEMP_DIR):
+            with suppress(FileNotFoundError):
+                if entry.is_file(follow_symlinks=False) and entry.stat().st_mtime < limit:
+                    os.unlink(entry.path)
+
+
 def delete(name: str) -> None:
     """Remove a stored file; one that is gone is no error."""
     default_storage.delete(name)
 
 
-async def stream(name: str) -> AsyncIterator[bytes]:
-    """Yield a stored file in blocks without holding it in memory or blocking the event loop."""
-    source = await sync_to_async(opened, thread_sensitive=False)(name)
+async def stream(source: BinaryIO) -> AsyncIterator[bytes]:
+    """Yield an open file in blocks without holding it in memory or blocking the event loop; close it at the end."""
     try:
         while block := await sync_to_async(source.read, thread_sensitive=False)(_BLOCK):
             yield block

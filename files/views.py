@@ -27,8 +27,12 @@ def find_file(project: Project, file_id: str) -> File:
     """Return the project's file, or raise the 404 that also hides other projects' files."""
     file = File.objects.visible_to(project).filter(pk=file_id.replace("\0", "")).first()
     if file is None:
-        raise ApiError(f"No such File object: {file_id}", param="id", http_status=404)
+        raise _no_such_file(file_id)
     return file
+
+
+def _no_such_file(file_id: str) -> ApiError:
+    return ApiError(f"No such File object: {file_id[:200]}", param="id", http_status=404)
 
 
 def nested(form: Any, name: str) -> Json | None:
@@ -94,7 +98,12 @@ class FileContentView(APIView):
         file = find_file(request.user, file_id)
         if file.purpose in PRIVATE_PURPOSES:
             raise ApiError(f"Not allowed to download files of purpose: {file.purpose}")
-        response = StreamingHttpResponse(storage.stream(file.path), content_type="application/octet-stream")
+        try:
+            # Opened before the answer starts: what can't be read must not become a 200 that breaks off.
+            source = storage.opened(file.path)
+        except FileNotFoundError:
+            raise _no_such_file(file_id) from None
+        response = StreamingHttpResponse(storage.stream(source), content_type="application/octet-stream")
         response.headers["content-length"] = str(file.bytes)
         ascii_name = re.sub(r'[^\x20-\x7e]|["\\%]', "_", file.filename)
         response.headers["content-disposition"] = (

@@ -19,6 +19,7 @@ VBATCH_ENGINE = env_choice("VBATCH_ENGINE", "vllm", ("vllm", "sim"))
 VBATCH_LAUNCHER = env_choice("VBATCH_LAUNCHER", "local", ("local", "slurm"))
 VBATCH_COMPLETION_WINDOWS = env_list("VBATCH_COMPLETION_WINDOWS", "24h")
 VBATCH_LENIENT_CREATE = env_bool("VBATCH_LENIENT_CREATE")
+VBATCH_ENQUEUED_TOKEN_LIMIT = env_int("VBATCH_ENQUEUED_TOKEN_LIMIT", 0)  # of a project and model; 0: none
 # The driver lists one folder a GPU; reading it touches no CUDA, which a process that forks must not.
 _GPUS = len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
 VBATCH_GPU_WORKERS = env_int("VBATCH_GPU_WORKERS", _GPUS or 1, minimum=1)
@@ -121,7 +122,7 @@ STORAGES: dict[str, dict[str, Any]] = {
 WHITENOISE_USE_FINDERS = True
 # On the storage's own file system, so that an upload is renamed into place and not copied.
 FILE_UPLOAD_TEMP_DIR = VBATCH_HOME / "tmp"
-FILE_UPLOAD_HANDLERS = ["django.core.files.uploadhandler.TemporaryFileUploadHandler"]
+FILE_UPLOAD_HANDLERS = ["vbatch_site.openai.idempotency.DigestingUploadHandler"]
 FILE_UPLOAD_MAX_MEMORY_SIZE = 1 << 20  # bytes of a request body kept in memory before it goes to a temporary file
 FILE_UPLOAD_PERMISSIONS = 0o600
 DATA_UPLOAD_MAX_MEMORY_SIZE = 8 << 20  # bytes of a JSON body or of all plain form fields

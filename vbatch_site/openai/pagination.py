@@ -44,13 +44,16 @@ def page(
     order = query.get("order", "desc") if orderable else "desc"
     if order not in ("asc", "desc"):
         raise not_supported("order", order, ["asc", "desc"])
-    after = query.get("after")
+    after = query.get("after", "")[:200].replace("\0", "")
     if after:
-        cursor: Any = owned.filter(pk=after[:200].replace("\0", "")).values("created_at").first()
+        cursor: Any = owned.filter(pk=after).values("created_at").first()
         if cursor is None:
-            raise ApiError(f"Invalid 'after': no object found with id '{after[:200]}'.", param="after", code="invalid_value")
+            raise ApiError(f"Invalid 'after': no object found with id '{after}'.", param="after", code="invalid_value")
         at = cursor["created_at"]
-        newer, older = Q(created_at__gt=at) | Q(created_at=at, pk__gt=after), Q(created_at__lt=at) | Q(created_at=at, pk__lt=after)
+        newer, older = (
+            Q(created_at__gt=at) | Q(created_at=at, pk__gt=after),
+            Q(created_at__lt=at) | Q(created_at=at, pk__lt=after),
+        )
         rows = rows.filter(newer if order == "asc" else older)
     sign = "" if order == "asc" else "-"
     found = list(rows.order_by(f"{sign}created_at", f"{sign}pk")[: limit + 1])

@@ -37,7 +37,9 @@ def refuse_encoded(request: Request) -> None:
     """Refuse a compressed body, which no SDK sends and which could unpack to any size."""
     encoding = request.META.get("HTTP_CONTENT_ENCODING", "identity")
     if encoding.lower() not in ("", "identity"):
-        raise ApiError(f"Unsupported content encoding: '{encoding}'.", code="unsupported_content_encoding", http_status=415)
+        raise ApiError(
+            f"Unsupported content encoding: '{encoding}'.", code="unsupported_content_encoding", http_status=415
+        )
 
 
 class JSONParser(BaseParser):
@@ -71,12 +73,18 @@ class MultiPartParser(DRFMultiPartParser):
         refuse_encoded(request)
         # The body comes at the client's pace; the connection that looked up the key goes back to the pool meanwhile.
         close_old_connections()
+        parsed = None
         try:
             parsed = super().parse(stream, media_type, parser_context)
         except UnicodeDecodeError:
             raise ApiError("The multipart body has a field that is not UTF-8.") from None
         except RequestDataTooBig:
             raise ApiError("File is too large.") from None
+        finally:
+            # Half a file would otherwise lie on disk until the garbage collector finds the exception that holds it.
+            if parsed is None:
+                for handler in request.upload_handlers:
+                    handler.upload_interrupted()
         boundary = parse_header_parameters(media_type or "")[1].get("boundary", "")
         if not is_whole(request._request, boundary):
             # Django's parser takes the end of the body for the end of the file.

@@ -2,7 +2,14 @@
 
 from collections.abc import Sequence
 
-_TYPE_NAMES = {type(None): "null", bool: "a boolean", int: "an integer", float: "a decimal", str: "a string", list: "an array"}
+_TYPE_NAMES = {
+    type(None): "null",
+    bool: "a boolean",
+    int: "an integer",
+    float: "a decimal",
+    str: "a string",
+    list: "an array",
+}
 
 
 def wrong_type(param: str, expected: str, value: object) -> str:

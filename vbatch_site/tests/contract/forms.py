@@ -1,0 +1,68 @@
+"""Send uploads and look at what they leave behind."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from vbatch_site.tests.servers import Server, wait_until
+
+Answer = tuple[int, dict[str, str], Any]
+Part = tuple[str, str | None, bytes | str]
+
+LINE = b'{"custom_id": "1"}\n'
+NOT_JSONL = "Invalid file format for Batch API. Must be .jsonl"
+
+
+def multipart(parts: list[Part], edge: str = "edge") -> bytes:
+    """Return a form; a part without a filename is a plain field."""
+    body = b""
+    for name, filename, content in parts:
+        data = content.encode() if isinstance(content, str) else content
+        head = f'--{edge}\r\nContent-Disposition: form-data; name="{name}"'
+        if filename is not None:
+            head += f'; filename="{filename}"\r\nContent-Type: application/octet-stream'
+        body += head.encode() + b"\r\n\r\n" + data + b"\r\n"
+    return body + f"--{edge}--\r\n".encode()
+
+
+def send_form(server: Server, body: bytes | Iterator[bytes], *, edge: str = "edge", path: str = "/v1/files") -> Answer:
+    """Post a form; an iterator goes out chunked and without a Content-Length."""
+    return server.request("POST", path, body, headers={"Content-Type": f"multipart/form-data; boundary={edge}"})
+
+
+def upload(
+    server: Server, content: bytes, purpose: str = "batch", filename: str = "input.jsonl", **lifetime: str
+) -> Answer:
+    """Post a file as Python's SDK does: fields first."""
+    edge = uuid4().hex
+    fields: list[Part] = [("purpose", None, purpose)]
+    fields += [(f"expires_after[{key}]", None, value) for key, value in lifetime.items()]
+    return send_form(server, multipart([*fields, ("file", filename, content)], edge), edge=edge)
+
+
+def assert_refused(answer: Answer, status: int, message: str | None = None, **wanted: str | None) -> None:
+    """Check that an answer is a refusal in the envelope, with this status and these of its four keys."""
+    got, headers, body = answer
+    assert got == status, body
+    assert headers["content-type"] == "application/json"
+    assert headers["x-request-id"].startswith("req_")
+    assert set(body) - {"detail"} == {"error"}
+    assert set(body["error"]) == {"message", "type", "param", "code"}
+    assert body["error"]["type"] == ("invalid_request_error" if status < 500 else "server_error")
+    assert body["error"]["message"]
+    if message is not None:
+        assert body["error"]["message"] == message
+    for key, value in wanted.items():
+        assert body["error"][key] == value, body
+
+
+def _paths(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def assert_nothing_left(server: Server) -> None:
+    """Check that no upload lies around: not in the folder where files arrive, and none in the storage without a row."""
+    wait_until(lambda: not _paths(server.home / "tmp"), 10)
+    kept = {path for (path,) in server.query("SELECT path FROM files_file")}
+    assert _paths(server.home / "files") <= kept
