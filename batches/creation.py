@@ -18,6 +18,7 @@ from files.models import File, Purpose
 from files.uploads import read_lifetime
 from vbatch_site.models import Project
 from vbatch_site.openai.errors import ApiError, Json, missing, not_supported, wrong_id, wrong_type
+from vbatch_site.openai.idempotency import Claim
 
 MAX_METADATA_PAIRS = 16
 MAX_METADATA_KEY = 64  # characters
@@ -46,8 +47,10 @@ class BatchRequest:
     output_life_seconds: int | None
 
 
-def create(project: Project, body: Json) -> Batch:
-    """Check a request and start its batch; raise ApiError."""
+def create(project: Project, body: Json, key: Claim | None = None) -> Batch:
+    """Check a request and start its batch, or return the one that its key stands for; raise ApiError."""
+    if key and (held := key.holder()):
+        return Batch.objects.get(pk=held)
     wanted = read(project, body)
     with transaction.atomic():
         batch = Batch.begin(
@@ -61,7 +64,11 @@ def create(project: Project, body: Json) -> Batch:
             output_life_seconds=wanted.output_life_seconds,
         )
         doorbell.ring_validate(batch.pk)
-    return batch
+        holder = key.hold(batch.pk) if key else batch.pk
+        if holder != batch.pk:
+            # A request at the same time was first.
+            transaction.set_rollback(True)
+    return batch if holder == batch.pk else Batch.objects.get(pk=holder)
 
 
 def read(project: Project, body: Json) -> BatchRequest:
@@ -123,7 +130,9 @@ def read_metadata(value: Any) -> dict[str, str] | None:
         if not isinstance(text, str):
             raise wrong_type(f"metadata.{key[:MAX_METADATA_KEY]}", "a string", text)
         if "\0" in key + text:
-            raise ApiError("Invalid 'metadata': the character U+0000 can't be stored.", param="metadata", code="invalid_value")
+            raise ApiError(
+                "Invalid 'metadata': the character U+0000 can't be stored.", param="metadata", code="invalid_value"
+            )
         for what, limit in ((key, MAX_METADATA_KEY), (text, MAX_METADATA_VALUE)):
             if len(what) > limit:
                 param = f"metadata.{key[:MAX_METADATA_KEY]}"

@@ -10,8 +10,9 @@ from batches.finalize import purge
 from batches.locks import batch_lock
 from batches.models import Batch, StaleTransition
 from batches.states import TERMINAL, WAITS_FOR_TASK, BatchStatus
-from files import storage
-from files.models import File
+from files import parts, storage
+from files.models import ARRIVAL_TIME, File
+from vbatch_site.openai import idempotency
 
 # A task that has not moved its batch for this long may be lost; ringing again costs one query if it is not.
 RING_AGAIN = timedelta(seconds=15)
@@ -25,6 +26,9 @@ def sweep() -> None:
             ring_again()
             purge_ended()
             delete_unneeded_bytes()
+            parts.sweep(timezone.now())
+            storage.delete_abandoned(ARRIVAL_TIME.total_seconds())
+            idempotency.sweep(timezone.now())
 
 
 def expire_overdue() -> None:
@@ -65,6 +69,6 @@ def delete_unneeded_bytes() -> None:
     now = timezone.now()
     File.objects.expired(now).update(deleted_at=now)
     in_use = Batch.objects.exclude(status__in=TERMINAL).values("input_file_id")
-    for file in File.objects.exclude(deleted_at=None).exclude(pk__in=in_use)[:1000]:
+    for file in File.objects.gone(now).exclude(pk__in=in_use)[:1000]:
         storage.delete(file.path)
         file.delete()

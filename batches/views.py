@@ -9,6 +9,7 @@ from batches.models import Batch, StaleTransition
 from batches.serializers import batch_dict
 from batches.states import BatchStatus
 from vbatch_site.models import Project
+from vbatch_site.openai import idempotency
 from vbatch_site.openai.errors import ApiError, wrong_id
 from vbatch_site.openai.pagination import page
 
@@ -34,7 +35,8 @@ class BatchesView(APIView):
 
     def post(self, request: Request) -> Response:
         """Start a batch."""
-        return Response(batch_dict(creation.create(request.user, request.data)))
+        key = idempotency.claim(request, request.data)
+        return Response(batch_dict(creation.create(request.user, request.data, key)))
 
     def get(self, request: Request) -> Response:
         """List batches, newest first."""

@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from typing import Any, BinaryIO
 
 from django.core.files.uploadedfile import UploadedFile
+from django.db import transaction
 from django.utils import timezone
 
 from files import storage
@@ -16,6 +17,7 @@ from files.models import BATCH_FILE_LIFE, UPLOAD_PURPOSES, File, Purpose
 from vbatch_site.models import Project
 from vbatch_site.openai import ids
 from vbatch_site.openai.errors import ApiError, check_bounds, missing, not_supported, wrong_type
+from vbatch_site.openai.idempotency import Claim
 
 # OpenAI's limits (contract.md 1.1); whether its MB are 10**6 or 2**20 bytes is not known, so the larger reading holds.
 MAX_FILE_BYTES = 512 << 20
@@ -71,13 +73,19 @@ def check_content(stream: BinaryIO, size: int, purpose: str) -> None:
     """Refuse a file over its limit, and a batch file whose first line is no JSON object; raise ApiError."""
     if size > (MAX_BATCH_FILE_BYTES if purpose == Purpose.BATCH else MAX_FILE_BYTES):
         raise ApiError("File is too large.")
+    check_first_line(stream, purpose)
+
+
+def check_first_line(stream: BinaryIO, purpose: str) -> None:
+    """Refuse a batch file whose first line is no JSON object; raise ApiError."""
     if purpose != Purpose.BATCH:
         return
     stream.seek(0)
     first = next((line for _, _, line in iter_lines(stream) if line is None or line.strip()), b"")
     try:
         # The standard library, once a file: it takes all that JSON allows, and what is refused later has a line number.
-        parsed = json.loads(first or b"")
+        # A byte-order mark passes, as the contract has it: the batch fails, and names line 1.
+        parsed = json.loads((first or b"").decode("utf-8-sig"))
     except (ValueError, RecursionError):
         parsed = None
     if not isinstance(parsed, dict):
@@ -97,31 +105,73 @@ def expiry(purpose: str, lifetime: Lifetime | None, created_at: datetime) -> dat
     return created_at + BATCH_FILE_LIFE if purpose in (Purpose.BATCH, Purpose.BATCH_OUTPUT) else None
 
 
-def create_file(project: Project, upload: UploadedFile, purpose: str, lifetime: Lifetime | None) -> File:
-    """Check and store an uploaded file; raise ApiError, and leave nothing behind, when it can't be taken."""
-    check_content(upload.file, upload.size or 0, purpose)
-    file_id = ids.file_id()
-    name = storage.file_name(file_id)
-    try:
-        storage.keep_upload(upload, name)
-    except storage.StorageFull as error:
-        raise ApiError(
-            f"The server can't store the file: {error.strerror}.", kind="server_error", code="storage_error", http_status=507
-        ) from error
+def no_such_file(file_id: str) -> ApiError:
+    """Return the 404 of a file."""
+    return ApiError(f"No such File object: {file_id[:200]}", param="id", http_status=404)
+
+
+def find(project: Project, file_id: str) -> File:
+    """Return the project's file, or raise the 404 that also hides other projects' files."""
+    file = File.objects.visible_to(project).filter(pk=file_id.replace("\0", "")).first()
+    if file is None:
+        raise no_such_file(file_id)
+    return file
+
+
+def announce(project: Project, purpose: str, filename: str, size: int, lifetime: Lifetime | None) -> File:
+    """Return a file whose row is saved and whose bytes are still to be stored under its path."""
     now = timezone.now()
+    file_id = ids.file_id()
     file = File(
         id=file_id,
         project=project,
         purpose=purpose,
-        filename=clean_filename(upload.name),
-        bytes=upload.size or 0,
-        path=name,
+        filename=filename,
+        bytes=size,
+        path=storage.file_name(file_id),
         created_at=now,
         expires_at=expiry(purpose, lifetime, now),
     )
-    try:
-        file.save(force_insert=True)
-    except BaseException:
-        storage.delete(name)
-        raise
+    file.announce()
     return file
+
+
+def discard(file: File) -> None:
+    """Remove an announced file that is not to arrive."""
+    storage.delete(file.path)
+    File.objects.filter(pk=file.pk).delete()
+
+
+def storage_refusal(error: storage.StorageFull) -> ApiError:
+    """Return the answer to bytes that there is no room for."""
+    message = f"The server can't store the file: {error.strerror}."
+    return ApiError(message, kind="server_error", code="storage_error", http_status=507)
+
+
+def keep(upload: UploadedFile, name: str) -> None:
+    """Store uploaded bytes under the name; raise ApiError."""
+    try:
+        storage.keep_upload(upload, name)
+    except storage.StorageFull as error:
+        raise storage_refusal(error) from error
+
+
+def create_file(
+    project: Project, upload: UploadedFile, purpose: str, lifetime: Lifetime | None, key: Claim | None = None
+) -> File:
+    """Check and store an uploaded file; raise ApiError, and leave nothing behind, when it can't be taken.
+
+    With a claim on a key, the file that has it already is returned instead of a second one.
+    """
+    check_content(upload.file, upload.size or 0, purpose)
+    file = announce(project, purpose, clean_filename(upload.name), upload.size or 0, lifetime)
+    try:
+        keep(upload, file.path)
+        with transaction.atomic():
+            holder = key.hold(file.pk) if key else file.pk
+            if holder == file.pk:
+                file.arrive()
+    finally:
+        if file.deleted_at is not None:
+            discard(file)
+    return file if holder == file.pk else find(project, holder)

@@ -12,27 +12,16 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from files import storage, uploads
-from files.models import PRIVATE_PURPOSES, File
-from files.serializers import file_dict
-from vbatch_site.models import Project
-from vbatch_site.openai.errors import ApiError, Json
+from files import parts, storage, uploads
+from files.models import PRIVATE_PURPOSES, File, Upload
+from files.multipart import DataParser
+from files.serializers import file_dict, part_dict, upload_dict
+from vbatch_site.openai import idempotency
+from vbatch_site.openai.errors import ApiError, Json, missing
 from vbatch_site.openai.pagination import page
 from vbatch_site.openai.parsers import MultiPartParser
 
 _LIST_LIMIT = 10_000  # both the default and the maximum (contract.md 1.3)
-
-
-def find_file(project: Project, file_id: str) -> File:
-    """Return the project's file, or raise the 404 that also hides other projects' files."""
-    file = File.objects.visible_to(project).filter(pk=file_id.replace("\0", "")).first()
-    if file is None:
-        raise _no_such_file(file_id)
-    return file
-
-
-def _no_such_file(file_id: str) -> ApiError:
-    return ApiError(f"No such File object: {file_id[:200]}", param="id", http_status=404)
 
 
 def nested(form: Any, name: str) -> Json | None:
@@ -55,7 +44,11 @@ class FilesView(APIView):
         upload = request.FILES.get("file")
         if upload is None:
             raise ApiError("'file' is a required property")
-        return Response(file_dict(uploads.create_file(request.user, upload, purpose, lifetime)))
+        seconds = lifetime and lifetime.seconds
+        key = idempotency.claim(request, purpose, seconds, upload.name, getattr(upload, "digest", ""))
+        if key and (held := key.holder()):
+            return Response(file_dict(uploads.find(request.user, held)))
+        return Response(file_dict(uploads.create_file(request.user, upload, purpose, lifetime, key)))
 
     def get(self, request: Request) -> Response:
         """List files, newest first."""
@@ -81,11 +74,11 @@ class FileView(APIView):
 
     def get(self, request: Request, file_id: str) -> Response:
         """Show it."""
-        return Response(file_dict(find_file(request.user, file_id)))
+        return Response(file_dict(uploads.find(request.user, file_id)))
 
     def delete(self, request: Request, file_id: str) -> Response:
         """Delete it; a batch that is still reading it goes on, and its bytes go when none does."""
-        file = find_file(request.user, file_id)
+        file = uploads.find(request.user, file_id)
         File.objects.filter(pk=file.pk, deleted_at=None).update(deleted_at=timezone.now())
         return Response({"id": file.pk, "object": "file", "deleted": True})
 
@@ -95,14 +88,14 @@ class FileContentView(APIView):
 
     def get(self, request: Request, file_id: str) -> HttpResponseBase:
         """Stream them as they were stored."""
-        file = find_file(request.user, file_id)
+        file = uploads.find(request.user, file_id)
         if file.purpose in PRIVATE_PURPOSES:
             raise ApiError(f"Not allowed to download files of purpose: {file.purpose}")
         try:
             # Opened before the answer starts: what can't be read must not become a 200 that breaks off.
             source = storage.opened(file.path)
         except FileNotFoundError:
-            raise _no_such_file(file_id) from None
+            raise uploads.no_such_file(file_id) from None
         response = StreamingHttpResponse(storage.stream(source), content_type="application/octet-stream")
         response.headers["content-length"] = str(file.bytes)
         ascii_name = re.sub(r'[^\x20-\x7e]|["\\%]', "_", file.filename)
@@ -110,3 +103,54 @@ class FileContentView(APIView):
             f"attachment; filename=\"{ascii_name}\"; filename*=UTF-8''{quote(file.filename, safe='')}"
         )
         return response
+
+
+def find_upload(request: Request, upload_id: str) -> Upload:
+    """Return the project's upload, or raise the 404 that also hides other projects' uploads."""
+    uploads_here = Upload.objects.visible_to(request.user).select_related("project", "file")
+    upload = uploads_here.filter(pk=upload_id.replace("\0", "")).first()
+    if upload is None:
+        raise ApiError(f"No such Upload object: {upload_id[:200]}", param="upload_id", http_status=404)
+    return upload
+
+
+class UploadsView(APIView):
+    """Files that come in parts."""
+
+    def post(self, request: Request) -> Response:
+        """Begin one; it takes parts for an hour."""
+        return Response(upload_dict(parts.begin(request.user, request.data)))
+
+
+class PartsView(APIView):
+    """The parts of one upload, in any order and at the same time."""
+
+    parser_classes = [DataParser]
+
+    def post(self, request: Request, upload_id: str) -> Response:
+        """Store one part."""
+        upload = find_upload(request, upload_id)
+        # Before the body is read: nobody should send 64 MiB to hear that the upload has ended.
+        parts.check_open(upload)
+        data = request.data.get("data")
+        if data is None:
+            raise missing("data")
+        return Response(part_dict(parts.add(upload, data)))
+
+
+class CompleteView(APIView):
+    """The end of one upload, as a file."""
+
+    def post(self, request: Request, upload_id: str) -> Response:
+        """Join the parts in the order they are named."""
+        return Response(upload_dict(parts.complete(find_upload(request, upload_id), request.data)))
+
+
+class CancelUploadView(APIView):
+    """The end of one upload, without a file."""
+
+    def post(self, request: Request, upload_id: str) -> Response:
+        """Cancel it."""
+        upload = find_upload(request, upload_id)
+        parts.cancel(upload)
+        return Response(upload_dict(upload))

@@ -85,3 +85,19 @@ class ApiKey(models.Model):
         """Note that the key was used."""
         if self.last_used_at is None or now - self.last_used_at > LAST_USED_RESOLUTION:
             ApiKey.objects.filter(pk=self.pk).update(last_used_at=now)
+
+
+class IdempotencyKey(models.Model):
+    """What a client's key of a request stands for; rows live a day."""
+
+    project = models.ForeignKey(Project, on_delete=models.CASCADE, related_name="+", db_index=False)
+    key = models.CharField(max_length=255)
+    fingerprint = models.CharField(max_length=64, help_text="Digest of the request.")
+    object_id = models.CharField(max_length=64, help_text="What the request made.")
+    created_at = models.DateTimeField(default=timezone.now, db_index=True)
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["project", "key"], name="idempotency_once")]
+
+    def __str__(self) -> str:
+        return self.key
