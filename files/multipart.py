@@ -5,7 +5,7 @@ from typing import Any
 
 from django.core.files.uploadedfile import TemporaryUploadedFile
 from django.db import close_old_connections
-from django.http.multipartparser import ChunkIter, LazyStream, MultiPartParserError, Parser, exhaust
+from django.http.multipartparser import ChunkIter, LazyStream, MultiPartParserError, Parser
 from django.utils.http import parse_header_parameters
 from rest_framework.parsers import BaseParser
 
@@ -60,7 +60,8 @@ def _read(stream: Any, boundary: bytes) -> TemporaryUploadedFile | None:
             raise ApiError(_UNREADABLE)
         name = headers.get("content-disposition", ("", {}))[1].get("name", b"")
         if name != _FIELD.encode() or found is not None:
-            exhaust(content)
+            for _ in content:
+                pass
             continue
         encoding = str(headers.get("content-transfer-encoding", ("binary",))[0]).strip().lower()
         if encoding not in ("binary", "8bit", "7bit"):

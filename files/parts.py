@@ -15,7 +15,17 @@ from django.db.models import F, Q
 from django.utils import timezone
 
 from files import storage, uploads
-from files.models import ARRIVAL_TIME, UPLOAD_LIFE, File, NeverArrived, Purpose, Upload, UploadPart, UploadState
+from files.models import (
+    ARRIVAL_TIME,
+    UPLOAD_LIFE,
+    UPLOAD_PURPOSES,
+    File,
+    NeverArrived,
+    Purpose,
+    Upload,
+    UploadPart,
+    UploadState,
+)
 from vbatch_site.models import Project
 from vbatch_site.openai import ids
 from vbatch_site.openai.errors import ApiError, Json, check_bounds, missing, not_supported, wrong_type
@@ -77,8 +87,8 @@ def _purpose(body: Json) -> str:
         raise missing("purpose")
     if not isinstance(purpose, str):
         raise wrong_type("purpose", "a string", purpose)
-    if purpose not in uploads.UPLOAD_PURPOSES:
-        raise not_supported("purpose", purpose[:200], uploads.UPLOAD_PURPOSES)
+    if purpose not in UPLOAD_PURPOSES:
+        raise not_supported("purpose", purpose[:200], UPLOAD_PURPOSES)
     return purpose
 
 
@@ -90,7 +100,7 @@ def check_open(upload: Upload) -> None:
         raise ApiError(f"Upload '{upload.pk}' is {upload.state}: it takes no more parts and can't be completed.")
 
 
-def add(upload: Upload, data: UploadedFile) -> UploadPart:
+def add(upload: Upload, data: "UploadedFile[Any]") -> UploadPart:
     """Store one part; raise ApiError."""
     now = timezone.now()
     size = data.size or 0

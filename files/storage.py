@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO, Protocol, cast
+from typing import Any, BinaryIO, Protocol, cast
 
 from asgiref.sync import sync_to_async
 from django.conf import settings
@@ -79,7 +79,7 @@ def file_name(file_id: str) -> str:
     return f"{file_id[-2:]}/{file_id}"
 
 
-def keep_upload(upload: UploadedFile, name: str) -> None:
+def keep_upload(upload: "UploadedFile[Any]", name: str) -> None:
     """Store an uploaded file's bytes under the name, durably; raise StorageFull when they can't be."""
     try:
         if hasattr(upload, "temporary_file_path"):
@@ -161,7 +161,7 @@ def opened(name: str) -> BinaryIO:
 
 
 def local_descriptor(name: str) -> int:
-    """Return a file descriptor that can be read at any offset; what lies elsewhere is copied to an unnamed local file."""
+    """Return a descriptor that can be read at any offset; what lies elsewhere is copied to an unnamed local file."""
     if isinstance(default_storage._wrapped, FileSystemStorage):  # type: ignore[attr-defined]
         return os.open(default_storage.path(name), os.O_RDONLY)
     temporary = _temporary()

@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from django.core.files.uploadedfile import UploadedFile
 from django.db import transaction
@@ -148,7 +148,7 @@ def storage_refusal(error: storage.StorageFull) -> ApiError:
     return ApiError(message, kind="server_error", code="storage_error", http_status=507)
 
 
-def keep(upload: UploadedFile, name: str) -> None:
+def keep(upload: "UploadedFile[Any]", name: str) -> None:
     """Store uploaded bytes under the name; raise ApiError."""
     try:
         storage.keep_upload(upload, name)
@@ -157,13 +157,13 @@ def keep(upload: UploadedFile, name: str) -> None:
 
 
 def create_file(
-    project: Project, upload: UploadedFile, purpose: str, lifetime: Lifetime | None, key: Claim | None = None
+    project: Project, upload: "UploadedFile[Any]", purpose: str, lifetime: Lifetime | None, key: Claim | None = None
 ) -> File:
     """Check and store an uploaded file; raise ApiError, and leave nothing behind, when it can't be taken.
 
     With a claim on a key, the file that has it already is returned instead of a second one.
     """
-    check_content(upload.file, upload.size or 0, purpose)
+    check_content(cast(BinaryIO, upload.file), upload.size or 0, purpose)
     file = announce(project, purpose, clean_filename(upload.name), upload.size or 0, lifetime)
     try:
         keep(upload, file.path)
