@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from typing import Any, BinaryIO
 
 from django.db import transaction
 from django.utils import timezone
@@ -104,9 +105,7 @@ def _write_lines(
             else:
                 body = wire.one_line(bytes(result.body or b"null"))
                 target = output if result.succeeded else errors
-                target.add(
-                    wire.response_line(at, result.custom_id, result.status_code or 0, result.request_id, body)
-                )
+                target.add(wire.response_line(at, result.custom_id, result.status_code or 0, result.request_id, body))
             _count(totals, result)
             result = next(results, None)
     return totals, left
@@ -137,7 +136,7 @@ class _InputLines:
     def __init__(self, batch: Batch) -> None:
         self._file_id = batch.input_file_id
         self._stack = ExitStack()
-        self._stream = None
+        self._stream: BinaryIO | None = None
 
     def __enter__(self) -> "_InputLines":
         return self
@@ -196,7 +195,8 @@ def _file(batch: Batch, written: _Written, now: datetime) -> str | None:
 
 def purge(batch_id: str) -> None:
     """Delete the results and shards of a batch whose files are written."""
-    for rows in (Result.objects.filter(batch_id=batch_id), Shard.objects.filter(batch_id=batch_id)):
+    tables: list[Any] = [Result.objects.filter(batch_id=batch_id), Shard.objects.filter(batch_id=batch_id)]
+    for rows in tables:
         while rows.filter(pk__in=rows.values("pk")[:_PURGE_CHUNK]).delete()[0]:
             continue
     Batch.objects.filter(pk=batch_id).update(purged_at=timezone.now())

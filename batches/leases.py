@@ -238,4 +238,3 @@ def close_shards(batch_id: str) -> bool:
             return False
         shards.update(state=ShardState.CLOSED, epoch=F("epoch") + 1)
     return True
-

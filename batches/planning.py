@@ -3,8 +3,8 @@
 from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
 from struct import Struct
+from typing import NamedTuple
 
 # Small enough that a crash repeats little and that two workers share one batch; large enough that a claim, two
 # queries, is little beside the work in it.

@@ -1,15 +1,15 @@
 """The states of a batch and of a shard. Pure: no Django.
 
-    validating ──> in_progress ──> finalizing ──> completed
-        │               │              └────────> expired      (its window passed with lines left)
-        │               └──> cancelling ─────────> cancelled
-        ├──> cancelling                              ^ both keep what was finished
-        ├──> failed                                    (the input did not validate, and nothing else)
-        └──> expired
+validating ──> in_progress ──> finalizing ──> completed
+    │               │              └────────> expired      (its window passed with lines left)
+    │               └──> cancelling ─────────> cancelled
+    ├──> cancelling                              ^ both keep what was finished
+    ├──> failed                                    (the input did not validate, and nothing else)
+    └──> expired
 
-    pending ──> leased ──> done
-       ^           │
-       └───────────┴──> closed                         (the batch ended before the shard did)
+pending ──> leased ──> done
+   ^           │
+   └───────────┴──> closed                         (the batch ended before the shard did)
 """
 
 from enum import StrEnum

@@ -182,7 +182,9 @@ class Validator:
                 raise _Invalid("line_too_long", "This line is longer than 32 MiB.", None)
             self._check(raw)
         except _Invalid as fault:
-            self.errors.append(LineError(fault.code, fault.message, fault.param, number))
+            # A message may quote the line, and Postgres takes no U+0000.
+            message = fault.message.replace("\0", "\ufffd")
+            self.errors.append(LineError(fault.code, message, fault.param, number))
         else:
             self.plan.add(number, offset, len(raw))
 
@@ -195,7 +197,9 @@ class Validator:
             message = f"The input file has more than the {MAX_REQUESTS:,} requests that a batch may have."
             self.errors.insert(0, LineError("too_many_requests", message, None, None))
         if self._inputs > MAX_EMBEDDING_INPUTS:
-            message = f"The input file has more than the {MAX_EMBEDDING_INPUTS:,} embedding inputs that a batch may have."
+            message = (
+                f"The input file has more than the {MAX_EMBEDDING_INPUTS:,} embedding inputs that a batch may have."
+            )
             self.errors.insert(0, LineError("too_many_inputs", message, None, None))
         del self.errors[MAX_ERRORS:]
 
@@ -212,6 +216,9 @@ class Validator:
             message = "The URL provided for this request does not match the batch endpoint."
             raise _Invalid("invalid_url", message, "url")
         self._check_body(line.body)
+        if "\0" in line.custom_id:
+            message = "Invalid 'custom_id': the character U+0000 can't be stored."
+            raise _Invalid("invalid_value", message, "custom_id")
         digest = blake2b(line.custom_id.encode(), digest_size=16).digest()
         if digest in self._seen:
             shown = line.custom_id[:200]
@@ -255,5 +262,3 @@ class Validator:
                 "Each batch must contain requests for a single model."
             )
             raise _Invalid("mismatched_model", message, "body.model")
-
-

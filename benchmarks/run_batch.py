@@ -33,7 +33,9 @@ def requests(count: int, seed: int = 1) -> str:
         subject, other = chance.sample(SUBJECTS, 2)
         body = {
             "model": NAME,
-            "messages": [{"role": "user", "content": f"{i}: tell me {chance.randint(2, 99)} facts on {subject} and {other}."}],
+            "messages": [
+                {"role": "user", "content": f"{i}: tell me {chance.randint(2, 99)} facts on {subject} and {other}."}
+            ],
             "max_tokens": chance.randint(16, 96),
             "temperature": 0,
         }
@@ -69,7 +71,9 @@ def peer(source: Path, folder: Path) -> dict[str, float]:
     command += ["--model", str(MODEL), "--served-model-name", NAME, *shlex.split(ARGUMENTS)]
     with log.open("wb") as stream:
         subprocess.run(command, env=environment(folder), stdout=stream, stderr=stream, check=True, cwd=ROOT)
-    rates = re.findall(r"100%\|[^|]*\|\s*\d+/\d+\s*\[(\d+):(\d+)<[^,]*,\s*([\d.]+)(it/s|s/it|\S+/s)", log.read_text(errors="replace"))
+    rates = re.findall(
+        r"100%\|[^|]*\|\s*\d+/\d+\s*\[(\d+):(\d+)<[^,]*,\s*([\d.]+)(it/s|s/it|\S+/s)", log.read_text(errors="replace")
+    )
     if not rates:
         raise SystemExit(f"no finished progress bar in {log}")
     value, unit = float(rates[-1][2]), rates[-1][3]
@@ -84,13 +88,22 @@ def ours(source: Path, folder: Path) -> dict[str, float]:
         (home / "models").symlink_to(MODEL.parent)
     out = folder / "ours.jsonl"
     env = environment(home)
-    subprocess.run([sys.executable, "manage.py", "run_batch", str(source), "-o", str(out)], env=env, check=True, cwd=ROOT)
+    subprocess.run(
+        [sys.executable, "manage.py", "run_batch", str(source), "-o", str(out)], env=env, check=True, cwd=ROOT
+    )
     code = (
         "from batches.models import Batch; from workers.models import Service;"
         "b = Batch.objects.order_by('-created_at').first(); s = Service.objects.order_by('-created_at').first();"
         "print('seconds', (b.finalizing_at - s.ready_at).total_seconds(), 'count', b.completed)"
     )
-    said = subprocess.run([sys.executable, "manage.py", "shell", "-c", code], env=env, check=True, cwd=ROOT, capture_output=True, text=True).stdout
+    said = subprocess.run(
+        [sys.executable, "manage.py", "shell", "-c", code],
+        env=env,
+        check=True,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    ).stdout
     found = re.search(r"seconds ([\d.]+) count (\d+)", said)
     if found is None:
         raise SystemExit(f"no batch found: {said}")
@@ -121,13 +134,15 @@ def main() -> None:
             )
             for label, figures in pair.items():
                 sys.stdout.write(
-                    f"{number + 1}  {label:22} {figures['requests_per_second']:7.2f} requests/s  {figures['tokens']:.0f} tokens\n"
+                    f"{number + 1}  {label:22} {figures['requests_per_second']:7.2f} requests/s, {figures['tokens']:.0f} tokens\n"
                 )
             sys.stdout.flush()
     ratio = statistics.median(run["ratio"] for run in runs)
     sys.stdout.write(f"vbatch / vLLM, median of {len(runs)}: {ratio:.3f}\n")
     if options.json:
-        options.json.write_text(json.dumps({"requests": options.requests, "runs": runs, "median_ratio": ratio}, indent=2))
+        options.json.write_text(
+            json.dumps({"requests": options.requests, "runs": runs, "median_ratio": ratio}, indent=2)
+        )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Projects and keys in the admin; and the bases that the other rooms' admin classes share."""
 
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from django.contrib import admin, messages
 from django.core.paginator import Paginator
@@ -14,14 +14,15 @@ from unfold.admin import ModelAdmin
 
 from vbatch_site.models import ApiKey, Project
 
-M = TypeVar("M", bound=Model)
-Base = ModelAdmin
-
 if TYPE_CHECKING:
     Base = ModelAdmin[Any]
+    AnyPaginator = Paginator[Any]
+else:
+    Base = ModelAdmin
+    AnyPaginator = Paginator
 
 
-class EstimatingPaginator(Paginator):
+class EstimatingPaginator(AnyPaginator):
     """Takes a whole table's row count from the planner's statistics: counting a million rows takes a second."""
 
     @cached_property
@@ -31,7 +32,9 @@ class EstimatingPaginator(Paginator):
         if query.query.where:
             return int(query.count())
         with connection.cursor() as cursor:
-            cursor.execute("SELECT reltuples::bigint FROM pg_class WHERE oid = %s::regclass", [query.model._meta.db_table])
+            cursor.execute(
+                "SELECT reltuples::bigint FROM pg_class WHERE oid = %s::regclass", [query.model._meta.db_table]
+            )
             estimate = int(cursor.fetchone()[0])
         return estimate if estimate > 10_000 else int(query.count())
 

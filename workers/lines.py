@@ -115,9 +115,7 @@ def envelope(body: bytes) -> bytes:
     kind = found.type or "invalid_request_error"
     # vLLM names its own exception types, which OpenAI's clients do not know.
     kind = {"BadRequestError": "invalid_request_error", "NotFoundError": "invalid_request_error"}.get(kind, kind)
-    return msgspec.json.encode(
-        {"error": {"message": found.message, "type": kind, "param": found.param, "code": code}}
-    )
+    return msgspec.json.encode({"error": {"message": found.message, "type": kind, "param": found.param, "code": code}})
 
 
 def checked(reply: Reply) -> tuple[Reply, Usage]:

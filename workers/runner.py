@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import msgspec
 import uvloop
 from django.conf import settings
-from django.db import InterfaceError, OperationalError, connections
+from django.db import DatabaseError, InterfaceError, OperationalError, connections
 from django.utils import timezone
 
 from batches import leases
@@ -115,8 +115,8 @@ class Runner:
                 return
             await self._loading
             self._loading = None
-        if self._engine is not None and not self._engine.is_alive:
-            await self._engine_died()
+        if self._engine is not None and self._client is not None and not self._engine.is_alive:
+            await self._engine_died(self._engine, self._client)
             return
         await self._claim()
         self._feed()
@@ -225,10 +225,8 @@ class Runner:
         for batch_id in sorted(batches):
             await self._db(leases.abort, batch_id, "model_load_failed", why)
 
-    async def _engine_died(self) -> None:
+    async def _engine_died(self, engine: EngineProcess, client: EngineClient) -> None:
         """Restart after a crash, with the lines that were in flight under suspicion."""
-        engine, client = self._engine, self._client
-        assert engine is not None and client is not None
         model = engine.spec.name
         # Nothing may be started on a dead engine while its lines are sorted.
         self._engine = self._client = None
@@ -266,21 +264,19 @@ class Runner:
                 group = self._suspects.popleft()
                 self._trial = set(group)
                 for line in group:
-                    self._start(line)
+                    self._start(line, self._engine, self._client)
             return
         while self._queue and len(self._in_flight) < IN_FLIGHT and not self.stopping:
-            self._start(self._queue.popleft())
+            self._start(self._queue.popleft(), self._engine, self._client)
 
-    def _start(self, line: Line) -> None:
+    def _start(self, line: Line, engine: EngineProcess, client: EngineClient) -> None:
         self._in_flight.add(line)
-        task = asyncio.create_task(self._run_line(line))
+        task = asyncio.create_task(self._run_line(line, engine, client))
         line.held.tasks.add(task)
         task.add_done_callback(line.held.tasks.discard)
 
-    async def _run_line(self, line: Line) -> None:
+    async def _run_line(self, line: Line, engine: EngineProcess, client: EngineClient) -> None:
         """Run one line until it has a result, its engine dies, or its shard is dropped."""
-        client, engine = self._client, self._engine
-        assert client is not None and engine is not None
         started = time.monotonic()
         try:
             try:
@@ -364,8 +360,9 @@ class Runner:
             await asyncio.sleep(SWEEP_SECONDS * random.uniform(0.8, 1.2))  # noqa: S311 (spreads hosts apart)
             try:
                 await loop.run_in_executor(self._background, _closing(sweep))
-            except (OperationalError, InterfaceError):
-                logger.warning("sweep without a database", extra={"action": "database_lost"})
+            except (DatabaseError, OSError):
+                # Housekeeping that fails must not take the engine and the lines in flight with it.
+                logger.exception("sweep failed", extra={"action": "sweep_failed"})
 
     async def _db(self, function: Callable[..., T], *args: Any) -> T:
         """Call a function on the database's thread, again and again while the database is away."""

@@ -89,7 +89,9 @@ def _build_chat_model(target: Path) -> None:
             check=False,
         )
     except subprocess.TimeoutExpired as error:
-        raise SampleUnavailable(f"Converting {CHAT_MODEL} took more than {CONVERT_TIMEOUT} s and was stopped.") from error
+        raise SampleUnavailable(
+            f"Converting {CHAT_MODEL} took more than {CONVERT_TIMEOUT} s and was stopped."
+        ) from error
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
         raise SampleUnavailable(f"Converting {CHAT_MODEL} failed: {last}")
@@ -137,7 +139,9 @@ def convert(gguf: Path, target: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(**source)
     # The file asks for the "smollm" rules, of which transformers applies all but this one: a token for each digit.
     backend = tokenizer.backend_tokenizer
-    backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), backend.pre_tokenizer])
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), backend.pre_tokenizer]
+    )
     tokenizer.model_max_length = model.config.max_position_embeddings
     tokenizer.save_pretrained(target)
 

@@ -88,7 +88,9 @@ def test_a_second_model_is_reported() -> None:
 
 def test_a_batch_with_a_model_fills_lines_that_name_none() -> None:
     assert check(without_body("model"), line("b"), default_model="m") == []
-    assert check(without_body("model"), line("b", model="n"), default_model="m") == [("mismatched_model", "body.model", 2)]
+    assert check(without_body("model"), line("b", model="n"), default_model="m") == [
+        ("mismatched_model", "body.model", 2)
+    ]
 
 
 def test_an_empty_file_is_reported() -> None:

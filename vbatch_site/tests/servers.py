@@ -164,7 +164,9 @@ class Server:
 
     def gpu_worker(self) -> psutil.Process:
         """Return the process that owns the engine."""
-        pid = wait_until(lambda: self.query("SELECT pid FROM workers_worker WHERE stopped_at IS NULL ORDER BY seen_at DESC"))
+        pid = wait_until(
+            lambda: self.query("SELECT pid FROM workers_worker WHERE stopped_at IS NULL ORDER BY seen_at DESC")
+        )
         return psutil.Process(pid[0][0])
 
     def engine(self) -> psutil.Process:

@@ -79,5 +79,10 @@ def test_nothing_but_move_assigns_a_batch_status() -> None:
 
 
 def test_no_module_is_longer_than_a_person_reads_in_one_go() -> None:
-    long = {str(p.relative_to(ROOT)): n for room in ROOMS for p in _sources(room) if (n := len(p.read_text().splitlines())) > 500}
+    long = {
+        str(p.relative_to(ROOT)): n
+        for room in ROOMS
+        for p in _sources(room)
+        if (n := len(p.read_text().splitlines())) > 500
+    }
     assert not long

@@ -3,6 +3,7 @@
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -16,7 +17,7 @@ def _input(count: int = LINES) -> str:
     return "".join(chat_line(f"line-{i}", f"line-{i}") for i in range(count))
 
 
-def _check_exactly_once(server: Server, batch: dict, count: int = LINES) -> None:
+def _check_exactly_once(server: Server, batch: dict[str, Any], count: int = LINES) -> None:
     output, errors = server.lines(batch)
     assert not errors
     assert Counter(line["custom_id"] for line in output) == Counter(f"line-{i}" for i in range(count))

@@ -89,7 +89,12 @@ def test_a_chat_batch_then_an_embeddings_batch_then_chat_again_run_on_one_slot(c
 
     texts = ["a cat sat", "a kitten sat", "interest rates rose"]
     lines = [
-        {"custom_id": f"e{i}", "method": "POST", "url": "/v1/embeddings", "body": {"model": EMBEDDING_MODEL, "input": text}}
+        {
+            "custom_id": f"e{i}",
+            "method": "POST",
+            "url": "/v1/embeddings",
+            "body": {"model": EMBEDDING_MODEL, "input": text},
+        }
         for i, text in enumerate(texts)
     ]
     batch, output, errors = _run(client, "\n".join(map(json.dumps, lines)), "/v1/embeddings")
@@ -104,7 +109,9 @@ def test_a_chat_batch_then_an_embeddings_batch_then_chat_again_run_on_one_slot(c
 
     batch, output, _ = _run(client, chat_line("again", TEXT), "/v1/chat/completions")
     assert batch.status == "completed"
-    loads = server.query("SELECT m.name FROM workers_service s JOIN workers_servedmodel m ON m.id = s.model_id ORDER BY s.id")
+    loads = server.query(
+        "SELECT m.name FROM workers_service s JOIN workers_servedmodel m ON m.id = s.model_id ORDER BY s.id"
+    )
     assert [name for (name,) in loads] == [MODEL, EMBEDDING_MODEL, MODEL]
     seconds = server.query("SELECT load_seconds FROM workers_servedmodel WHERE name = %s", MODEL)[0][0]
     assert seconds > 1
@@ -112,7 +119,10 @@ def test_a_chat_batch_then_an_embeddings_batch_then_chat_again_run_on_one_slot(c
 
 SCHEMA = {
     "type": "object",
-    "properties": {"animal": {"type": "string", "maxLength": 12}, "legs": {"type": "integer", "maximum": 8, "minimum": 0}},
+    "properties": {
+        "animal": {"type": "string", "maxLength": 12},
+        "legs": {"type": "integer", "maximum": 8, "minimum": 0},
+    },
     "required": ["animal", "legs"],
     "additionalProperties": False,
 }
@@ -170,7 +180,9 @@ def test_a_request_is_honoured_as_it_was_written(client: OpenAI, models: Path) -
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(samples.path_of(MODEL, models))
-    prompt = tokenizer.apply_chat_template([{"role": "user", "content": TEXT}], add_generation_prompt=True, tokenize=False)
+    prompt = tokenizer.apply_chat_template(
+        [{"role": "user", "content": TEXT}], add_generation_prompt=True, tokenize=False
+    )
     expected = len(tokenizer(prompt, add_special_tokens=False)["input_ids"])
     assert _body(output["base"])["usage"]["prompt_tokens"] == expected
 
@@ -184,7 +196,9 @@ def test_completions_and_responses_are_answered(client: OpenAI) -> None:
     def line(url: str, **body: Any) -> str:
         return json.dumps({"custom_id": "a", "method": "POST", "url": url, "body": {"model": MODEL, **body}})
 
-    _, output, errors = _run(client, line("/v1/completions", prompt="The capital of France is", max_tokens=4), "/v1/completions")
+    _, output, errors = _run(
+        client, line("/v1/completions", prompt="The capital of France is", max_tokens=4), "/v1/completions"
+    )
     assert not errors
     assert _body(output["a"])["choices"][0]["text"]
     _, output, errors = _run(client, line("/v1/responses", input="Say hi.", max_output_tokens=8), "/v1/responses")
@@ -195,7 +209,9 @@ def test_completions_and_responses_are_answered(client: OpenAI) -> None:
 
 
 def test_a_cancelled_batch_stops_within_seconds_and_keeps_what_finished(client: OpenAI, server: Server) -> None:
-    content = "".join(chat_line(f"l{i}", f"Tell a long story about the number {i}.", max_tokens=200) for i in range(300))
+    content = "".join(
+        chat_line(f"l{i}", f"Tell a long story about the number {i}.", max_tokens=200) for i in range(300)
+    )
     batch_id = server.create(content)
     deadline = time.monotonic() + LOAD
     while server.batch(batch_id)["request_counts"]["completed"] < 3:

@@ -44,7 +44,9 @@ def test_a_model_that_cannot_be_loaded_fails_every_line_and_ends_the_batch(new_h
         assert not output
         assert {line["error"]["code"] for line in errors} == {"model_load_failed"}
         assert len({line["custom_id"] for line in errors}) == 600
-        assert server.query("SELECT load_error <> '' FROM workers_servedmodel WHERE load_failed_at IS NOT NULL") == [(True,)]
+        assert server.query("SELECT load_error <> '' FROM workers_servedmodel WHERE load_failed_at IS NOT NULL") == [
+            (True,)
+        ]
 
 
 def test_a_folder_that_is_no_model_is_named_in_every_line(new_home: Path) -> None:

@@ -60,7 +60,7 @@ class Command(BaseCommand):
                 upload = UploadedFile(stream, name=source.name, size=source.stat().st_size)
                 file = create_file(project, upload, Purpose.BATCH, None)
             body: dict[str, Any] = {"input_file_id": file.pk}
-            # A first line without a URL is reported like every other bad line, so any endpoint will do to check it against.
+            # A first line without a URL is reported like every other bad line; any endpoint will do for that.
             body["endpoint"] = creation.first_url(file) or "/v1/chat/completions"
             body["completion_window"] = settings.VBATCH_COMPLETION_WINDOWS[0]
             if model:
@@ -89,16 +89,19 @@ class Command(BaseCommand):
     def report(self, batch: Batch, target: Path) -> None:
         """Write the answers and say how it went."""
         if batch.status == BatchStatus.FAILED:
-            for error in batch.errors["data"]:
+            faults = (batch.errors or {}).get("data", [])
+            for error in faults:
                 place = f"line {error['line']}: " if error["line"] else ""
                 self.stderr.write(f"{place}{error['message']} ({error['code']})")
-            raise CommandError(f"{len(batch.errors['data'])} faults found; nothing was run.")
+            raise CommandError(f"{len(faults)} faults found; nothing was run.")
         with target.open("wb") as out:
             for file_id in (batch.output_file_id, batch.error_file_id):
                 if file_id:
                     with storage.opened(File.objects.get(pk=file_id).path) as stream:
                         _copy(stream, out)
-        seconds = (batch.finalizing_at - batch.in_progress_at).total_seconds() if batch.finalizing_at else 0
+        seconds = 0.0
+        if batch.in_progress_at and batch.finalizing_at:
+            seconds = (batch.finalizing_at - batch.in_progress_at).total_seconds()
         self.stderr.write(
             f"{batch.status}: {batch.completed} of {batch.total} answered, {batch.failed} failed, in {seconds:.1f} s."
         )
