@@ -1,5 +1,6 @@
 """Cursor paging: `after` and `limit` in, OpenAI's list envelope out."""
 
+import re
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -17,7 +18,7 @@ def read_limit(query: QueryDict, default: int, maximum: int) -> int:
     if text is None:
         return default
     # Long digit strings are refused before int() gets to spend time on them.
-    if not text.lstrip("-").isdecimal() or len(text) > 20:
+    if not re.fullmatch("-?[0-9]{1,19}", text):
         message = "Invalid type for 'limit': expected an integer, but got a string instead."
         raise ApiError(message, param="limit", code="invalid_type")
     limit = int(text)

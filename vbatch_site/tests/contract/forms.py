@@ -64,5 +64,5 @@ def _paths(folder: Path) -> set[str]:
 def assert_nothing_left(server: Server) -> None:
     """Check that no upload lies around: not in the folder where files arrive, and none in the storage without a row."""
     wait_until(lambda: not _paths(server.home / "tmp"), 10)
-    kept = {path for (path,) in server.query("SELECT path FROM files_file")}
+    kept = {path for (path,) in server.query("SELECT path FROM files_file UNION SELECT path FROM files_uploadpart")}
     assert _paths(server.home / "files") <= kept
