@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from django.conf import settings
 from django.contrib import admin, messages
 from django.core.paginator import Paginator
 from django.db import connection
@@ -20,6 +21,13 @@ if TYPE_CHECKING:
 else:
     Base = ModelAdmin
     AnyPaginator = Paginator
+
+
+def environment(request: HttpRequest) -> list[str] | None:
+    """Return the badge of every page: what a person must not overlook about this server."""
+    if settings.VBATCH_ENGINE == "sim":
+        return ["Simulated engine", "danger"]
+    return ["Open to all without a key", "warning"] if settings.VBATCH_AUTH == "optional" else None
 
 
 class EstimatingPaginator(AnyPaginator):

@@ -17,5 +17,4 @@ _database = settings.DATABASES["default"]
 _database["CONN_MAX_AGE"] = 0
 _database["OPTIONS"]["pool"] = {"min_size": 1, "max_size": 16, "timeout": 20}
 
-settings.STATIC_ROOT.mkdir(parents=True, exist_ok=True)
 application = BodyGate(get_asgi_application())

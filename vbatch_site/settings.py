@@ -41,6 +41,8 @@ INSTALLED_APPS = [
     "django.contrib.staticfiles",
     "django.contrib.postgres",
     "rest_framework",
+    "drf_spectacular",
+    "drf_spectacular_sidecar",
     "django_q",
     "vbatch_site",
     "files",
@@ -136,7 +138,24 @@ REST_FRAMEWORK: dict[str, Any] = {
     "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
     "DEFAULT_CONTENT_NEGOTIATION_CLASS": "vbatch_site.openai.parsers.AlwaysJSON",
     "EXCEPTION_HANDLER": "vbatch_site.openai.errors.exception_handler",
+    "DEFAULT_SCHEMA_CLASS": "drf_spectacular.openapi.AutoSchema",
     "UNAUTHENTICATED_USER": None,
+}
+
+SPECTACULAR_SETTINGS: dict[str, Any] = {
+    "TITLE": "vbatch",
+    "DESCRIPTION": "The OpenAI Batch API for your own GPUs.",
+    "VERSION": "1",
+    "OAS_VERSION": "3.1.0",
+    "SCHEMA_PATH_PREFIX": "/v1",
+    "SERVE_INCLUDE_SCHEMA": False,
+    # A description of the API holds nothing that needs a key.
+    "SERVE_AUTHENTICATION": [],
+    "SERVE_PERMISSIONS": ["rest_framework.permissions.AllowAny"],
+    "POSTPROCESSING_HOOKS": ["vbatch_site.openai.schema.add_components"],
+    "SWAGGER_UI_DIST": "SIDECAR",
+    "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
+    "SWAGGER_UI_SETTINGS": {"deepLinking": True, "persistAuthorization": True, "displayRequestDuration": True},
 }
 
 # A q2 task is a doorbell: who owns a batch or a shard is in our own tables, so a lost or repeated task costs nothing.
@@ -166,6 +185,14 @@ Q_CLUSTER: dict[str, Any] = {
             "scheduler": False,
         }
     },
+}
+
+UNFOLD: dict[str, Any] = {
+    "SITE_TITLE": "vbatch",
+    "SITE_HEADER": "vbatch",
+    "SHOW_BACK_BUTTON": True,
+    # Answers that are made up must not pass for real ones (the badge is on every page).
+    "ENVIRONMENT": "vbatch_site.admin.environment",
 }
 
 LOGGING: dict[str, Any] = {

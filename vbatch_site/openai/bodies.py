@@ -168,7 +168,7 @@ def attach(request: HttpRequest) -> None:
         # Only to be no zero; Django's multipart parser reads to the end.
         request.META["CONTENT_LENGTH"] = "1"
     stream = getattr(request, "_stream", None)
-    if "CONTENT_LENGTH" not in request.META and hasattr(stream, "seek"):
+    if "CONTENT_LENGTH" not in request.META and stream is not None and stream.seekable():
         length = stream.seek(0, io.SEEK_END)
         stream.seek(0)
         if length:
