@@ -317,10 +317,10 @@ def test_item_69_a_hostile_line_ends_its_batch_one_way_or_the_other(sim_server: 
 def test_item_70_a_queue_cap_fails_the_batch_and_not_the_request(short_server: Server) -> None:
     running = short_server.create([chat_line("1", "[[sim:hang]]")])
     short_server.wait(running, statuses=["in_progress"])
-    assert _faults(short_server, chat_line("2", "x" * 2000)) == [("token_limit_exceeded", None, None)]
-    (fault,) = _fail(short_server, chat_line("3", "x" * 1100))
+    assert _faults(short_server, chat_line("2", "x" * 10_000)) == [("token_limit_exceeded", None, None)]
+    (fault,) = _fail(short_server, chat_line("3", "x" * 7700))
     assert fault["message"].startswith(f"Enqueued token limit reached for {MODEL} in organization ")
-    assert "Limit: 300 enqueued tokens." in fault["message"]
+    assert "Limit: 2,000 enqueued tokens." in fault["message"]
     short_server.request("POST", f"/v1/batches/{running}/cancel")
     assert short_server.wait(running)["status"] == "cancelled"
-    assert short_server.wait(short_server.create(chat_line("4")))["status"] == "completed"
+    assert short_server.wait(short_server.create(chat_line("4", "x" * 7700)))["status"] == "completed"
