@@ -1,16 +1,99 @@
 """The batch object on the wire."""
 
 from datetime import datetime
+from typing import Annotated, Literal, TypedDict
+
+from msgspec import Meta
 
 from batches.models import Batch
-from vbatch_site.openai.errors import Json
+from batches.states import BatchStatus
+from vbatch_site.openai.schema import PageDict, UnixTime
+
+
+class LineErrorDict(TypedDict):
+    """What is wrong with one line of the input file, or with all of it."""
+
+    code: str
+    message: str
+    param: str | None
+    line: int | None
+
+
+class ErrorsDict(TypedDict):
+    """Why a batch failed."""
+
+    object: Literal["list"]
+    data: list[LineErrorDict]
+
+
+class CountsDict(TypedDict):
+    """How far a batch is, in requests."""
+
+    total: int
+    completed: int
+    failed: int
+
+
+class InputDetailsDict(TypedDict):
+    """Of the input tokens."""
+
+    cached_tokens: int
+
+
+class OutputDetailsDict(TypedDict):
+    """Of the output tokens."""
+
+    reasoning_tokens: int
+
+
+class UsageDict(TypedDict):
+    """The sum over the requests that succeeded."""
+
+    input_tokens: int
+    input_tokens_details: InputDetailsDict
+    output_tokens: int
+    output_tokens_details: OutputDetailsDict
+    total_tokens: int
+
+
+class BatchDict(TypedDict):
+    """OpenAI's batch object (contract.md 2.2)."""
+
+    id: str
+    object: Literal["batch"]
+    endpoint: str
+    model: str | None
+    errors: ErrorsDict | None
+    input_file_id: str
+    completion_window: str
+    status: Annotated[str, Meta(extra_json_schema={"enum": [status.value for status in BatchStatus]})]
+    output_file_id: str | None
+    error_file_id: str | None
+    created_at: UnixTime
+    in_progress_at: UnixTime | None
+    expires_at: UnixTime
+    finalizing_at: UnixTime | None
+    completed_at: UnixTime | None
+    failed_at: UnixTime | None
+    expired_at: UnixTime | None
+    cancelling_at: UnixTime | None
+    cancelled_at: UnixTime | None
+    request_counts: CountsDict
+    usage: UsageDict
+    metadata: dict[str, str] | None
+
+
+class BatchListDict(PageDict):
+    """One page of batches."""
+
+    data: list[BatchDict]
 
 
 def _unix(at: datetime | None) -> int | None:
     return None if at is None else int(at.timestamp())
 
 
-def batch_dict(batch: Batch) -> Json:
+def batch_dict(batch: Batch) -> BatchDict:
     """Return OpenAI's batch object, every key present, null for what is not yet (contract.md 2.2)."""
     return {
         "id": batch.pk,
@@ -23,9 +106,9 @@ def batch_dict(batch: Batch) -> Json:
         "status": batch.status,
         "output_file_id": batch.output_file_id,
         "error_file_id": batch.error_file_id,
-        "created_at": _unix(batch.created_at),
+        "created_at": int(batch.created_at.timestamp()),
         "in_progress_at": _unix(batch.in_progress_at),
-        "expires_at": _unix(batch.expires_at),
+        "expires_at": int(batch.expires_at.timestamp()),
         "finalizing_at": _unix(batch.finalizing_at),
         "completed_at": _unix(batch.completed_at),
         "failed_at": _unix(batch.failed_at),

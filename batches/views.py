@@ -4,7 +4,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from batches import creation, steering
+from batches import creation, schema, steering
 from batches.models import Batch, StaleTransition
 from batches.serializers import batch_dict
 from batches.states import BatchStatus
@@ -12,9 +12,6 @@ from vbatch_site.models import Project
 from vbatch_site.openai import idempotency
 from vbatch_site.openai.errors import ApiError, wrong_id
 from vbatch_site.openai.pagination import page
-
-_DEFAULT_PAGE = 20
-_LARGEST_PAGE = 100
 
 # A cancel of these changes nothing and is no error (contract.md 2.5).
 _CANCEL_IS_LATE = (BatchStatus.CANCELLING, BatchStatus.CANCELLED, BatchStatus.FINALIZING)
@@ -30,6 +27,7 @@ def find_batch(project: Project, batch_id: str) -> Batch:
     return batch
 
 
+@schema.batches
 class BatchesView(APIView):
     """Create and list batches."""
 
@@ -46,13 +44,14 @@ class BatchesView(APIView):
                 rows,
                 rows,
                 request.query_params,
-                default=_DEFAULT_PAGE,
-                maximum=_LARGEST_PAGE,
+                default=schema.DEFAULT_PAGE,
+                maximum=schema.LARGEST_PAGE,
                 serialize=batch_dict,
             )
         )
 
 
+@schema.batch
 class BatchView(APIView):
     """One batch."""
 
@@ -61,6 +60,7 @@ class BatchView(APIView):
         return Response(batch_dict(find_batch(request.user, batch_id)))
 
 
+@schema.cancel
 class CancelView(APIView):
     """The end of one batch, asked for."""
 

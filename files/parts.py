@@ -33,7 +33,7 @@ from vbatch_site.openai.errors import ApiError, Json, check_bounds, missing, not
 MAX_UPLOAD_BYTES = 8 << 30  # OpenAI's 8 GB, read as the larger of its two meanings
 MAX_PARTS = 10_000
 
-_MAX_TEXT = 512  # characters of a filename or a MIME type
+MAX_TEXT = 512  # characters of a filename or a MIME type
 _BLOCK = 1 << 20  # bytes digested at a time
 _SWEPT_AT_ONCE = 1000  # rows
 
@@ -71,9 +71,9 @@ def _text(body: Json, name: str) -> str:
         raise missing(name)
     if not isinstance(value, str):
         raise wrong_type(name, "a string", value)
-    if not value or len(value) > _MAX_TEXT or "\0" in value:
+    if not value or len(value) > MAX_TEXT or "\0" in value:
         raise ApiError(
-            f"Invalid '{name}': expected 1 to {_MAX_TEXT} characters, none of them U+0000.",
+            f"Invalid '{name}': expected 1 to {MAX_TEXT} characters, none of them U+0000.",
             param=name,
             code="invalid_value",
         )

@@ -1,22 +1,41 @@
 """The file object on the wire."""
 
-from typing import TypedDict
+from typing import Annotated, Literal, TypedDict
 
-from files.models import File, Upload, UploadPart
+from msgspec import Meta
+
+from files.models import File, Purpose, Upload, UploadPart, UploadState
+from vbatch_site.openai.schema import PageDict, UnixTime
+
+PurposeName = Annotated[str, Meta(extra_json_schema={"enum": Purpose.values})]
 
 
 class FileDict(TypedDict):
     """OpenAI's file object (contract.md 1.2)."""
 
     id: str
-    object: str
+    object: Literal["file"]
     bytes: int
-    created_at: int
-    expires_at: int | None
+    created_at: UnixTime
+    expires_at: UnixTime | None
     filename: str
-    purpose: str
-    status: str
-    status_details: str | None
+    purpose: PurposeName
+    status: Literal["processed"]
+    status_details: None
+
+
+class FileListDict(PageDict):
+    """One page of files."""
+
+    data: list[FileDict]
+
+
+class DeletedFileDict(TypedDict):
+    """What is left of a deleted file."""
+
+    id: str
+    object: Literal["file"]
+    deleted: Literal[True]
 
 
 def file_dict(file: File) -> FileDict:
@@ -38,13 +57,13 @@ class UploadDict(TypedDict):
     """OpenAI's upload object (contract.md 5)."""
 
     id: str
-    object: str
+    object: Literal["upload"]
     bytes: int
-    created_at: int
-    expires_at: int
+    created_at: UnixTime
+    expires_at: UnixTime
     filename: str
-    purpose: str
-    status: str
+    purpose: PurposeName
+    status: Annotated[str, Meta(extra_json_schema={"enum": UploadState.values})]
     file: FileDict | None
 
 
@@ -52,8 +71,8 @@ class PartDict(TypedDict):
     """OpenAI's upload part object."""
 
     id: str
-    object: str
-    created_at: int
+    object: Literal["upload.part"]
+    created_at: UnixTime
     upload_id: str
 
 

@@ -12,7 +12,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from files import parts, storage, uploads
+from files import parts, schema, storage, uploads
 from files.models import PRIVATE_PURPOSES, File, Upload
 from files.multipart import DataParser
 from files.serializers import file_dict, part_dict, upload_dict
@@ -20,8 +20,6 @@ from vbatch_site.openai import idempotency
 from vbatch_site.openai.errors import ApiError, Json, missing
 from vbatch_site.openai.pagination import page
 from vbatch_site.openai.parsers import MultiPartParser
-
-_LIST_LIMIT = 10_000  # both the default and the maximum (contract.md 1.3)
 
 
 def nested(form: Any, name: str) -> Json | None:
@@ -31,6 +29,7 @@ def nested(form: Any, name: str) -> Json | None:
     return found or None
 
 
+@schema.files
 class FilesView(APIView):
     """Upload and list files."""
 
@@ -61,14 +60,15 @@ class FilesView(APIView):
                 rows,
                 owned,
                 request.query_params,
-                default=_LIST_LIMIT,
-                maximum=_LIST_LIMIT,
-                serialize=lambda file: dict(file_dict(file)),
+                default=schema.LARGEST_PAGE,
+                maximum=schema.LARGEST_PAGE,
+                serialize=file_dict,
                 orderable=True,
             )
         )
 
 
+@schema.file
 class FileView(APIView):
     """One file."""
 
@@ -83,6 +83,7 @@ class FileView(APIView):
         return Response({"id": file.pk, "object": "file", "deleted": True})
 
 
+@schema.content
 class FileContentView(APIView):
     """One file's bytes."""
 
@@ -114,6 +115,7 @@ def find_upload(request: Request, upload_id: str) -> Upload:
     return upload
 
 
+@schema.uploads
 class UploadsView(APIView):
     """Files that come in parts."""
 
@@ -122,6 +124,7 @@ class UploadsView(APIView):
         return Response(upload_dict(parts.begin(request.user, request.data)))
 
 
+@schema.parts
 class PartsView(APIView):
     """The parts of one upload, in any order and at the same time."""
 
@@ -138,6 +141,7 @@ class PartsView(APIView):
         return Response(part_dict(parts.add(upload, data)))
 
 
+@schema.complete
 class CompleteView(APIView):
     """The end of one upload, as a file."""
 
@@ -146,6 +150,7 @@ class CompleteView(APIView):
         return Response(upload_dict(parts.complete(find_upload(request, upload_id), request.data)))
 
 
+@schema.cancel
 class CancelUploadView(APIView):
     """The end of one upload, without a file."""
 

@@ -4,11 +4,13 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from vbatch_site.openai.errors import ApiError, Json
+from vbatch_site.openai.errors import ApiError
+from workers import schema
 from workers.models import ServedModel
+from workers.schema import ModelDict
 
 
-def model_dict(model: ServedModel) -> Json:
+def model_dict(model: ServedModel) -> ModelDict:
     """Return OpenAI's model object, and where the model comes from (contract.md 6)."""
     return {
         "id": model.name,
@@ -20,6 +22,7 @@ def model_dict(model: ServedModel) -> Json:
     }
 
 
+@schema.models
 class ModelsView(APIView):
     """All models."""
 
@@ -29,6 +32,7 @@ class ModelsView(APIView):
         return Response({"object": "list", "data": [model_dict(model) for model in models]})
 
 
+@schema.model
 class ModelView(APIView):
     """One model; its name may have slashes, encoded or not."""
 

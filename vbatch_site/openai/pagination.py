@@ -1,7 +1,7 @@
 """Cursor paging: `after` and `limit` in, OpenAI's list envelope out."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from django.db.models import Model, Q, QuerySet
@@ -33,7 +33,7 @@ def page(
     *,
     default: int,
     maximum: int,
-    serialize: Callable[[M], Json],
+    serialize: Callable[[M], Mapping[str, Any]],
     orderable: bool = False,
 ) -> Json:
     """Return one page, newest first unless `order=asc`; the id breaks ties, so that equal timestamps page exactly.

@@ -1,0 +1,60 @@
+"""How the Batch API is described."""
+
+from typing import Annotated, NotRequired, TypedDict
+
+from django.conf import settings
+from drf_spectacular.utils import extend_schema_view
+from msgspec import Meta
+
+from batches.creation import MAX_METADATA_KEY, MAX_METADATA_PAIRS, MAX_METADATA_VALUE
+from batches.serializers import BatchDict, BatchListDict
+from batches.validation import ENDPOINTS
+from vbatch_site.openai.schema import AFTER, LifetimeDict, limit, operation
+
+BATCHES = "Batches"
+DEFAULT_PAGE = 20
+LARGEST_PAGE = 100
+
+_KEY = Annotated[str, Meta(max_length=MAX_METADATA_KEY, pattern="^[^\\x00]*$")]
+_VALUE = Annotated[str, Meta(max_length=MAX_METADATA_VALUE, pattern="^[^\\x00]*$")]
+
+
+class CreateBatchDict(TypedDict):
+    """A batch to run. Endpoint and window may be left out when `metadata.model` names a model."""
+
+    input_file_id: Annotated[str, Meta(pattern="^file", max_length=64)]
+    endpoint: Annotated[str, Meta(extra_json_schema={"enum": list(ENDPOINTS)})]
+    completion_window: Annotated[str, Meta(extra_json_schema={"enum": settings.VBATCH_COMPLETION_WINDOWS})]
+    metadata: NotRequired[Annotated[dict[_KEY, _VALUE], Meta(max_length=MAX_METADATA_PAIRS)] | None]
+    output_expires_after: NotRequired[LifetimeDict | None]
+
+
+batches = extend_schema_view(
+    post=operation(
+        "createBatch",
+        tag=BATCHES,
+        summary="Create a batch",
+        body=CreateBatchDict,
+        answer=BatchDict,
+        refuses=[409],
+        repeatable=True,
+    ),
+    get=operation(
+        "listBatches",
+        tag=BATCHES,
+        summary="List batches",
+        query=[limit(DEFAULT_PAGE, LARGEST_PAGE), AFTER],
+        answer=BatchListDict,
+        refuses=[400],
+    ),
+)
+batch = extend_schema_view(
+    get=operation(
+        "retrieveBatch", tag=BATCHES, summary="Show a batch", path="batch_id", answer=BatchDict, refuses=[400]
+    )
+)
+cancel = extend_schema_view(
+    post=operation(
+        "cancelBatch", tag=BATCHES, summary="Cancel a batch", path="batch_id", answer=BatchDict, refuses=[400, 409]
+    )
+)

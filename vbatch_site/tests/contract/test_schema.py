@@ -1,0 +1,167 @@
+"""The OpenAPI description is complete, and true: generated requests meet nothing that it does not announce."""
+
+import re
+from collections.abc import Iterator
+from typing import Any, get_type_hints
+
+import pytest
+import schemathesis
+from django.core.management import call_command
+from django.urls import URLPattern, URLResolver, get_resolver
+from drf_spectacular.generators import SchemaGenerator
+from hypothesis import HealthCheck, given, settings
+from schemathesis import Case, GenerationMode
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+from batches.serializers import BatchDict
+from files.serializers import FileDict, UploadDict
+from vbatch_site.tests.servers import MODEL, Server, chat_line
+from workers.schema import ModelDict
+
+CASES = 15  # for each operation and kind of case
+CHECKS = [
+    not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_schema_conformance,
+    response_headers_conformance,
+]
+DOCUMENT: dict[str, Any] = SchemaGenerator().get_schema(request=None, public=True)
+OPERATIONS = {
+    found.ok().label: found.ok() for found in schemathesis.openapi.from_dict(DOCUMENT).get_all_operations()
+}  # fmt: skip
+
+bounded = settings(
+    max_examples=CASES,
+    deadline=None,
+    # The same cases each time: a test that fails by chance tells the wrong person.
+    derandomize=True,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
+
+
+@pytest.fixture(scope="session")
+def fuzz_key(sim_server: Server) -> str:
+    """A key of a project of its own, so that no other test sees what is made here."""
+    return sim_server.manage("create_api_key", "fuzz", "--project", "fuzz")
+
+
+@pytest.fixture(scope="session")
+def known(sim_server: Server, fuzz_key: str) -> dict[str, str]:
+    """One object of each kind, by its path parameter."""
+    edge = "edge"
+    form = (
+        f'--{edge}\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nbatch\r\n'
+        f'--{edge}\r\nContent-Disposition: form-data; name="file"; filename="f"\r\n\r\n{chat_line("a")}\r\n--{edge}--\r\n'
+    )
+    kind = {"Content-Type": f"multipart/form-data; boundary={edge}"}
+    file = sim_server.request("POST", "/v1/files", form.encode(), key=fuzz_key, headers=kind)[2]
+    wanted = {"input_file_id": file["id"], "endpoint": "/v1/chat/completions", "completion_window": "24h"}
+    batch = sim_server.request("POST", "/v1/batches", wanted, key=fuzz_key)[2]
+    wanted = {"bytes": 3, "filename": "f", "mime_type": "text/plain", "purpose": "vision"}
+    upload = sim_server.request("POST", "/v1/uploads", wanted, key=fuzz_key)[2]
+    return {"file_id": file["id"], "batch_id": batch["id"], "upload_id": upload["id"], "name": MODEL}
+
+
+def _check(server: Server, key: str, strategy: Any) -> None:
+    @bounded
+    @given(case=strategy)
+    def run(case: Case) -> None:
+        case.call_and_validate(
+            base_url=f"http://127.0.0.1:{server.port}", headers={"Authorization": f"Bearer {key}"}, checks=CHECKS
+        )
+
+    run()
+
+
+@pytest.mark.parametrize("mode", list(GenerationMode), ids=lambda mode: mode.value)
+@pytest.mark.parametrize("label", OPERATIONS)
+def test_generated_requests_meet_only_what_is_described(
+    sim_server: Server, fuzz_key: str, label: str, mode: GenerationMode
+) -> None:
+    operation = OPERATIONS[label]
+    if mode == GenerationMode.NEGATIVE and not (operation.body or operation.query or operation.path_parameters):
+        pytest.skip("it takes nothing that could be wrong")
+    _check(sim_server, fuzz_key, operation.as_strategy(generation_mode=mode))
+
+
+@pytest.mark.parametrize("label", [label for label in OPERATIONS if "{" in label])
+def test_generated_requests_on_objects_that_exist_meet_only_what_is_described(
+    sim_server: Server, fuzz_key: str, known: dict[str, str], label: str
+) -> None:
+    names = re.findall(r"{(\w+)}", label)
+    _check(sim_server, fuzz_key, OPERATIONS[label].as_strategy(path_parameters={name: known[name] for name in names}))
+
+
+def _routes(patterns: list[URLPattern | URLResolver], prefix: str = "") -> Iterator[str]:
+    for pattern in patterns:
+        route = prefix + str(pattern.pattern)
+        if isinstance(pattern, URLResolver):
+            yield from _routes(pattern.url_patterns, route)
+        else:
+            yield "/" + re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", route)
+
+
+def test_every_route_of_the_api_is_described() -> None:
+    routes = {route for route in _routes(get_resolver().url_patterns) if route.startswith("/v1/")}
+    assert routes == set(DOCUMENT["paths"])
+
+
+def test_every_operation_says_what_it_needs_and_answers() -> None:
+    for path, operations in DOCUMENT["paths"].items():
+        for method, operation in operations.items():
+            where = f"{method} {path}"
+            assert operation["summary"], where
+            assert operation["security"] == [{"bearer": []}], where
+            assert {"200", "401", "500"} <= set(operation["responses"]), where
+            for status, response in operation["responses"].items():
+                assert response["content"], where
+                reference = response["content"].get("application/json", {}).get("schema", {}).get("$ref", "")
+                assert status == "200" or reference.endswith("/Error"), where
+
+
+def test_the_description_is_valid_and_nothing_in_it_was_guessed(capsys: pytest.CaptureFixture[str]) -> None:
+    call_command("spectacular", validate=True, fail_on_warn=True, format="openapi-json")
+    assert '"openapi": "3.1.0"' in capsys.readouterr().out
+
+
+def test_an_answer_has_the_described_keys_and_no_others(
+    sim_server: Server, fuzz_key: str, known: dict[str, str]
+) -> None:
+    def keys(path: str) -> set[str]:
+        return set(sim_server.request("GET", path, key=fuzz_key)[2])
+
+    assert keys(f"/v1/batches/{known['batch_id']}") == set(get_type_hints(BatchDict))
+    assert keys(f"/v1/models/{known['name']}") == set(get_type_hints(ModelDict))
+    wanted = {"bytes": 0, "filename": "f", "mime_type": "text/plain", "purpose": "vision"}
+    upload = sim_server.request("POST", "/v1/uploads", wanted, key=fuzz_key)[2]
+    upload = sim_server.request("POST", f"/v1/uploads/{upload['id']}/complete", {"part_ids": []}, key=fuzz_key)[2]
+    assert set(upload) == set(get_type_hints(UploadDict))
+    assert set(upload["file"]) == keys(f"/v1/files/{upload['file']['id']}") == set(get_type_hints(FileDict))
+
+
+def test_the_description_is_served_to_programs_without_a_key(sim_server: Server) -> None:
+    status, headers, document = sim_server.request("GET", "/api/schema/", key=None)
+    assert status == 200
+    assert headers["content-type"] == "application/json"
+    assert set(document["paths"]) == set(DOCUMENT["paths"])
+    assert document["components"]["securitySchemes"]["bearer"]["scheme"] == "bearer"
+
+
+def test_the_pages_load_nothing_from_another_host(sim_server: Server) -> None:
+    status, _, page = sim_server.request("GET", "/docs/", key=None, headers={"Accept": "text/html"})
+    assert status == 200
+    loaded = re.findall(r'(?:src|href)="([^"]+)"', page.decode())
+    assert len(loaded) >= 4
+    for address in loaded:
+        assert address.startswith("/static/")
+        assert sim_server.request("GET", address, key=None)[0] == 200
+    assert not re.findall(r"https?://", page.decode())
+    assert sim_server.request("GET", "/docs", key=None)[1]["location"] == "/docs/"
