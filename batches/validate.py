@@ -32,7 +32,9 @@ def validate(batch_id: str) -> bool:
         file = File.objects.visible_to(batch.project).filter(pk=batch.input_file_id).first()
         if file is None:
             return _fail(batch, [_cannot_find(batch)])
-        validator = Validator(batch.endpoint, known_models(), batch.default_model)
+        validator = Validator(
+            batch.endpoint, known_models(), batch.default_model, share_answers=settings.VBATCH_SHARE_ANSWERS
+        )
         try:
             with storage.opened(file.path) as stream:
                 for number, offset, raw in iter_lines(stream):

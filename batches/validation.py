@@ -7,11 +7,11 @@ import json
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import Any
 
 import msgspec
 
-from batches.planning import Plan
+from batches.bodies import Body, answer_digest, read_body
+from batches.planning import Plan, PlannedLine
 from vbatch_site.openai import wording
 
 MAX_REQUESTS = 50_000
@@ -62,20 +62,7 @@ class RequestLine(msgspec.Struct):
     body: msgspec.Raw
 
 
-class _Body(msgspec.Struct):
-    """What is looked at in a body; the rest is the engine's business."""
-
-    model: str | None | msgspec.UnsetType = msgspec.UNSET
-    stream: Any = msgspec.UNSET
-    messages: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
-    prompt: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
-    input: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
-    query: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
-    documents: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
-
-
 _line_decoder = msgspec.json.Decoder(RequestLine)
-_body_decoder = msgspec.json.Decoder(_Body)
 
 _FIELDS: tuple[tuple[str, type, str], ...] = (
     ("custom_id", str, "a string"),
@@ -158,6 +145,7 @@ class Validator:
     endpoint: str
     catalogue: Catalogue
     default_model: str = ""
+    share_answers: bool = True
     errors: list[LineError] = field(default_factory=list)
     plan: Plan = field(default_factory=Plan)
     model: str | None = None
@@ -180,13 +168,19 @@ class Validator:
         try:
             if raw is None:
                 raise _Invalid("line_too_long", "This line is longer than 32 MiB.", None)
-            self._check(raw)
+            line, body = self._check(raw)
         except _Invalid as fault:
             # A message may quote the line, and Postgres takes no U+0000.
             message = fault.message.replace("\0", "\ufffd")
             self.errors.append(LineError(fault.code, message, fault.param, number))
         else:
-            self.plan.add(number, offset, len(raw))
+            same = self.share_answers and body.is_deterministic(self.endpoint)
+            self.plan.add(
+                PlannedLine(number, offset, len(raw)),
+                body.prompt_bytes(),
+                body.most_tokens(),
+                answer_digest(line.body) if same else None,
+            )
 
     def finish(self) -> None:
         """Add the faults of the file as a whole."""
@@ -203,7 +197,7 @@ class Validator:
             self.errors.insert(0, LineError("too_many_inputs", message, None, None))
         del self.errors[MAX_ERRORS:]
 
-    def _check(self, raw: bytes) -> None:
+    def _check(self, raw: bytes) -> tuple[RequestLine, Body]:
         try:
             line = _line_decoder.decode(raw)
             # Skipped strings are not decoded by the parser, and the engine would refuse what is not UTF-8.
@@ -215,7 +209,7 @@ class Validator:
         if line.url != self.endpoint:
             message = "The URL provided for this request does not match the batch endpoint."
             raise _Invalid("invalid_url", message, "url")
-        self._check_body(line.body)
+        body = self._check_body(line.body)
         if "\0" in line.custom_id:
             message = "Invalid 'custom_id': the character U+0000 can't be stored."
             raise _Invalid("invalid_value", message, "custom_id")
@@ -228,10 +222,11 @@ class Validator:
             )
             raise _Invalid("duplicate_custom_id", message, "custom_id")
         self._seen.add(digest)
+        return line, body
 
-    def _check_body(self, raw: msgspec.Raw) -> None:
+    def _check_body(self, raw: msgspec.Raw) -> Body:
         try:
-            body = _body_decoder.decode(raw)
+            body = read_body(raw)
         except (msgspec.MsgspecError, RecursionError):
             raise _explain_body(bytes(raw)) from None
         required, title = RUNNABLE.get(self.endpoint, ((), "This endpoint"))
@@ -244,6 +239,7 @@ class Validator:
                 raise _missing(name, f"body.{name}")
         if self.endpoint == "/v1/embeddings" and isinstance(body.input, msgspec.Raw):
             self._inputs += count_inputs(body.input)
+        return body
 
     def _check_model(self, model: str) -> None:
         if not model:

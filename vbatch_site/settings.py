@@ -24,6 +24,7 @@ VBATCH_ENQUEUED_TOKEN_LIMIT = env_int("VBATCH_ENQUEUED_TOKEN_LIMIT", 0)  # of a 
 _GPUS = len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
 VBATCH_GPU_WORKERS = env_int("VBATCH_GPU_WORKERS", _GPUS or 1, minimum=1)
 VBATCH_VLLM_ARGS = env_str("VBATCH_VLLM_ARGS")
+VBATCH_SHARE_ANSWERS = env_bool("VBATCH_SHARE_ANSWERS", default=True)
 VBATCH_LEASE_SECONDS = env_number("VBATCH_LEASE_SECONDS", 10, minimum=1)
 VBATCH_REQUEST_TIMEOUT = env_number("VBATCH_REQUEST_TIMEOUT", 1800, minimum=1)
 

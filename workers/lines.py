@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -45,6 +46,7 @@ class Line:
 
     held: Held
     place: PlannedLine
+    repeats: Sequence[PlannedLine] = ()
     attempts: int = 0
     custom_id: str = ""
 
@@ -53,8 +55,7 @@ class Line:
 
         Raises OSError or msgspec.MsgspecError when the file is not what was validated.
         """
-        raw = os.pread(self.held.descriptor, self.place.length, self.place.offset)
-        line: RequestLine = parse_line(raw)
+        line = self._parse(self.place)
         self.custom_id = line.custom_id
         body = bytes(line.body)
         return fill_model(body, self.held.lease.default_model) if self.held.lease.default_model else body
@@ -78,6 +79,26 @@ class Line:
         if reply.failure is not None:
             return found._replace(error_code=reply.failure.code, error_message=reply.failure.message)
         return found
+
+    def outcomes(self, reply: Reply, usage: Usage, milliseconds: int) -> list[Outcome]:
+        """Return the outcome of this line and of those that share its answer, each under its own ids."""
+        first = self.outcome(reply, usage, milliseconds)
+        found = [first]
+        for place in self.repeats:
+            try:
+                custom_id = self._parse(place).custom_id
+            except (OSError, msgspec.MsgspecError):
+                failure = Failure.LINE_UNREADABLE
+                found.append(
+                    Outcome(first.batch_id, place.number, "", error_code=failure.code, error_message=failure.message)
+                )
+                continue
+            request_id = os.urandom(16).hex() if first.request_id else ""
+            found.append(first._replace(line=place.number, custom_id=custom_id, request_id=request_id))
+        return found
+
+    def _parse(self, place: PlannedLine) -> RequestLine:
+        return parse_line(os.pread(self.held.descriptor, place.length, place.offset))
 
 
 def fill_model(body: bytes, model: str) -> bytes:

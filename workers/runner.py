@@ -24,6 +24,7 @@ from django.utils import timezone
 from batches import leases
 from batches.models import Result
 from batches.outcome import Outcome
+from batches.planning import by_answer
 from batches.sweep import sweep
 from batches.wire import Usage
 from workers import registry, scheduler
@@ -172,7 +173,7 @@ class Runner:
                 await self._db(leases.release, [lease])
                 return
             self._held.append(held)
-            self._queue.extend(Line(held, place) for place in lease.lines)
+            self._queue.extend(Line(held, group[0], group[1:]) for group in by_answer(lease.lines))
             self._feed()
 
     # The engine.
@@ -242,7 +243,7 @@ class Runner:
         if len(suspects) == 1:
             self._culprits += 1
             line = suspects[0]
-            self._finish(line, line.outcome(Reply(0, b"", Failure.ENGINE_LOST), Usage(), 0))
+            self._finish(line, line.outcomes(Reply(0, b"", Failure.ENGINE_LOST), Usage(), 0))
         elif suspects:
             half = len(suspects) // 2
             self._suspects.extendleft([suspects[half:], suspects[:half]])
@@ -282,7 +283,7 @@ class Runner:
             try:
                 body = line.read()
             except (OSError, msgspec.MsgspecError):
-                self._finish(line, line.outcome(Reply(0, b"", Failure.LINE_UNREADABLE), Usage(), 0))
+                self._finish(line, line.outcomes(Reply(0, b"", Failure.LINE_UNREADABLE), Usage(), 0))
                 return
             while True:
                 line.attempts += 1
@@ -296,7 +297,7 @@ class Runner:
                 await asyncio.sleep(BACKOFF_SECONDS * 2 ** (line.attempts - 1) * random.uniform(0.75, 1.25))  # noqa: S311
             if reply.failure is None:
                 self._culprits = 0
-            self._finish(line, line.outcome(reply, usage, int((time.monotonic() - started) * 1000)))
+            self._finish(line, line.outcomes(reply, usage, int((time.monotonic() - started) * 1000)))
         except asyncio.CancelledError:
             self._in_flight.discard(line)
             raise
@@ -309,10 +310,10 @@ class Runner:
             await asyncio.sleep(0.05)
         return True
 
-    def _finish(self, line: Line, outcome: Outcome) -> None:
+    def _finish(self, line: Line, outcomes: list[Outcome]) -> None:
         self._in_flight.discard(line)
         self._trial.discard(line)
-        self._finished.append((line.held, outcome))
+        self._finished.extend((line.held, outcome) for outcome in outcomes)
         if len(self._finished) >= COMMIT_LINES:
             self._commit_due.set()
         self._feed()

@@ -8,7 +8,7 @@ from django.utils import timezone
 from batches import leases
 from batches.models import Batch, Result, Shard
 from batches.outcome import Outcome
-from batches.planning import Plan
+from batches.planning import Plan, PlannedLine
 from batches.states import BatchStatus, ShardState
 from files.models import File, Purpose
 from vbatch_site.models import Project
@@ -30,7 +30,7 @@ def _batch(lines: int = 6, shard_lines: int = 3) -> Batch:
     )
     plan = Plan()
     for number in range(1, lines + 1):
-        plan.add(number, number * 10, 9)
+        plan.add(PlannedLine(number, number * 10, 9))
     for index, shard in enumerate(plan.shards(MODEL, shard_lines)):
         Shard.objects.create(batch=batch, index=index, model=MODEL, lines=shard.packed, count=shard.count)
     batch.move(BatchStatus.IN_PROGRESS, total=lines, model=MODEL)

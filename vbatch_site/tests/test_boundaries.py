@@ -18,6 +18,8 @@ PURE = [
     "batches/states.py",
     "batches/validation.py",
     "batches/planning.py",
+    "batches/bodies.py",
+    "batches/outcome.py",
     "batches/wire.py",
     "batches/demand.py",
     "workers/scheduler.py",

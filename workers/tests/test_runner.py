@@ -113,3 +113,21 @@ def test_lines_without_a_model_run_with_the_batch_s_own(new_home: Path) -> None:
         batch = server.wait(created["id"])
         output, _ = server.lines(batch)
         assert output[0]["response"]["body"]["model"] == MODEL
+
+
+def test_equal_requests_without_chance_are_computed_once_and_answered_each(new_home: Path) -> None:
+    with Server(new_home) as server:
+        texts = [f"question {i % 7}" for i in range(100)]
+        lines = [chat_line(f"l{i}", text, temperature=0) for i, text in enumerate(texts)]
+        lines += [chat_line(f"warm{i}", "by chance", temperature=1) for i in range(5)]
+        batch = server.wait(server.create(lines))
+        output, errors = server.lines(batch)
+        assert not errors
+        assert len({line["id"] for line in output}) == len({line["custom_id"] for line in output}) == 105
+        for line in output:
+            if line["custom_id"].startswith("l"):
+                text = line["response"]["body"]["choices"][0]["message"]["content"]
+                assert text == f"echo: {texts[int(line['custom_id'][1:])]}"
+        seen = server.requests_seen()
+        assert len(seen) == 7 + 5
+        assert batch["request_counts"] == {"total": 105, "completed": 105, "failed": 0}

@@ -1,0 +1,65 @@
+"""What the API costs the database: a page of any size takes the same number of queries."""
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.db import connection
+from django.test import Client
+from django.test.utils import CaptureQueriesContext
+
+from batches.models import Batch
+from files.models import File, Purpose
+from vbatch_site.models import ApiKey, Project
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture
+def client() -> Client:
+    """A client of the default project, whose key was used a moment ago."""
+    _, key = ApiKey.issue(Project.default(), "test")
+    client = Client(headers={"authorization": f"Bearer {key}"})
+    client.get("/v1/models")
+    return client
+
+
+def _batches(count: int) -> list[Batch]:
+    fields: dict[str, Any] = {
+        "project": Project.default(),
+        "endpoint": "/v1/chat/completions",
+        "input_file_id": "file-x",
+        "completion_window": "24h",
+    }
+    return [Batch.begin(window=timedelta(hours=24), **fields) for _ in range(count)]
+
+
+def _queries(client: Client, path: str, rows: int | None = None) -> int:
+    with CaptureQueriesContext(connection) as captured:
+        answer = client.get(path)
+    assert answer.status_code == 200
+    assert rows is None or len(answer.json()["data"]) == rows
+    return len(captured)
+
+
+def test_showing_a_batch_takes_at_most_two_queries(client: Client) -> None:
+    (batch,) = _batches(1)
+    assert _queries(client, f"/v1/batches/{batch.pk}") <= 2
+
+
+def test_listing_batches_takes_the_same_queries_for_1_as_for_100(client: Client) -> None:
+    _batches(100)
+    one, all_of_them = (_queries(client, f"/v1/batches?limit={limit}", limit) for limit in (1, 100))
+    assert one == all_of_them <= 2
+
+
+def test_listing_files_takes_the_same_queries_for_1_as_for_100(client: Client) -> None:
+    for i in range(100):
+        File.objects.create(project=Project.default(), purpose=Purpose.BATCH, filename="x", bytes=1, path=str(i))
+    one, all_of_them = (_queries(client, f"/v1/files?limit={limit}", limit) for limit in (1, 100))
+    assert one == all_of_them <= 2
+
+
+def test_a_page_after_another_takes_one_more_query(client: Client) -> None:
+    after = _batches(3)[-1].pk
+    assert _queries(client, f"/v1/batches?after={after}", 2) <= 3
