@@ -309,7 +309,7 @@ def test_hostile_paths_are_never_a_fault_of_ours(sim_server: Server, path: str) 
         assert_refused(answer, answer[0])
 
 
-def test_an_internal_fault_is_logged_with_the_request_id_and_tells_the_client_nothing_else(sim_server: Server) -> None:
+def test_an_internal_fault_is_logged_under_its_request_id_and_says_nothing_else(sim_server: Server) -> None:
     file_id = sim_server.upload(LINE)
     sim_server.query("UPDATE files_file SET path = '.' WHERE id = %s RETURNING 1", file_id)
     try:
