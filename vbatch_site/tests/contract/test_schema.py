@@ -21,6 +21,7 @@ from schemathesis.specs.openapi.checks import (
 
 from batches.serializers import BatchDict
 from files.serializers import FileDict, UploadDict
+from vbatch_site.tests.contract.forms import multipart
 from vbatch_site.tests.servers import MODEL, Server, chat_line
 from workers.schema import ModelDict
 
@@ -53,19 +54,15 @@ def fuzz_key(sim_server: Server) -> str:
     return sim_server.manage("create_api_key", "fuzz", "--project", "fuzz")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def known(sim_server: Server, fuzz_key: str) -> dict[str, str]:
-    """One object of each kind, by its path parameter."""
-    edge = "edge"
-    form = (
-        f'--{edge}\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nbatch\r\n'
-        f'--{edge}\r\nContent-Disposition: form-data; name="file"; filename="f"\r\n\r\n{chat_line("a")}\r\n--{edge}--\r\n'
-    )
-    kind = {"Content-Type": f"multipart/form-data; boundary={edge}"}
-    file = sim_server.request("POST", "/v1/files", form.encode(), key=fuzz_key, headers=kind)[2]
+    """New objects, one of each kind, by their path parameters."""
+    lines = multipart([("purpose", None, "batch"), ("file", "f", chat_line("a"))])
+    kind = {"Content-Type": "multipart/form-data; boundary=edge"}
+    file = sim_server.request("POST", "/v1/files", lines, key=fuzz_key, headers=kind)[2]
     wanted = {"input_file_id": file["id"], "endpoint": "/v1/chat/completions", "completion_window": "24h"}
     batch = sim_server.request("POST", "/v1/batches", wanted, key=fuzz_key)[2]
-    wanted = {"bytes": 3, "filename": "f", "mime_type": "text/plain", "purpose": "vision"}
+    wanted = {"bytes": 0, "filename": "f", "mime_type": "text/plain", "purpose": "vision"}
     upload = sim_server.request("POST", "/v1/uploads", wanted, key=fuzz_key)[2]
     return {"file_id": file["id"], "batch_id": batch["id"], "upload_id": upload["id"], "name": MODEL}
 
@@ -140,9 +137,9 @@ def test_an_answer_has_the_described_keys_and_no_others(
 
     assert keys(f"/v1/batches/{known['batch_id']}") == set(get_type_hints(BatchDict))
     assert keys(f"/v1/models/{known['name']}") == set(get_type_hints(ModelDict))
-    wanted = {"bytes": 0, "filename": "f", "mime_type": "text/plain", "purpose": "vision"}
-    upload = sim_server.request("POST", "/v1/uploads", wanted, key=fuzz_key)[2]
-    upload = sim_server.request("POST", f"/v1/uploads/{upload['id']}/complete", {"part_ids": []}, key=fuzz_key)[2]
+    upload = sim_server.request(
+        "POST", f"/v1/uploads/{known['upload_id']}/complete", {"part_ids": []}, key=fuzz_key
+    )[2]  # fmt: skip
     assert set(upload) == set(get_type_hints(UploadDict))
     assert set(upload["file"]) == keys(f"/v1/files/{upload['file']['id']}") == set(get_type_hints(FileDict))
 
