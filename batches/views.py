@@ -1,6 +1,5 @@
 """The Batch API."""
 
-from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
@@ -10,6 +9,7 @@ from batches.serializers import batch_dict
 from batches.states import BatchStatus
 from vbatch_site.models import Project
 from vbatch_site.openai import idempotency
+from vbatch_site.openai.auth import ApiRequest
 from vbatch_site.openai.errors import ApiError, wrong_id
 from vbatch_site.openai.pagination import page
 
@@ -31,12 +31,12 @@ def find_batch(project: Project, batch_id: str) -> Batch:
 class BatchesView(APIView):
     """Create and list batches."""
 
-    def post(self, request: Request) -> Response:
+    def post(self, request: ApiRequest) -> Response:
         """Start a batch."""
         key = idempotency.claim(request, request.data)
         return Response(batch_dict(creation.create(request.user, request.data, key)))
 
-    def get(self, request: Request) -> Response:
+    def get(self, request: ApiRequest) -> Response:
         """List batches, newest first."""
         rows = Batch.objects.visible_to(request.user)
         return Response(
@@ -55,7 +55,7 @@ class BatchesView(APIView):
 class BatchView(APIView):
     """One batch."""
 
-    def get(self, request: Request, batch_id: str) -> Response:
+    def get(self, request: ApiRequest, batch_id: str) -> Response:
         """Show it."""
         return Response(batch_dict(find_batch(request.user, batch_id)))
 
@@ -64,7 +64,7 @@ class BatchView(APIView):
 class CancelView(APIView):
     """The end of one batch, asked for."""
 
-    def post(self, request: Request, batch_id: str) -> Response:
+    def post(self, request: ApiRequest, batch_id: str) -> Response:
         """Cancel it: what is finished is kept, the rest does not run."""
         batch = find_batch(request.user, batch_id)
         try:

@@ -8,7 +8,6 @@ from django.db.models import QuerySet
 from django.http import StreamingHttpResponse
 from django.http.response import HttpResponseBase
 from django.utils import timezone
-from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
@@ -17,6 +16,7 @@ from files.models import PRIVATE_PURPOSES, File, Upload
 from files.multipart import DataParser
 from files.serializers import file_dict, part_dict, upload_dict
 from vbatch_site.openai import idempotency
+from vbatch_site.openai.auth import ApiRequest
 from vbatch_site.openai.errors import ApiError, Json, missing
 from vbatch_site.openai.pagination import page
 from vbatch_site.openai.parsers import MultiPartParser
@@ -35,7 +35,7 @@ class FilesView(APIView):
 
     parser_classes = [MultiPartParser]
 
-    def post(self, request: Request) -> Response:
+    def post(self, request: ApiRequest) -> Response:
         """Store one file; the order of the form's fields is the client's own."""
         form = request.data
         purpose = uploads.check_purpose(form.get("purpose"))
@@ -49,7 +49,7 @@ class FilesView(APIView):
             return Response(file_dict(uploads.find(request.user, held)))
         return Response(file_dict(uploads.create_file(request.user, upload, purpose, lifetime, key)))
 
-    def get(self, request: Request) -> Response:
+    def get(self, request: ApiRequest) -> Response:
         """List files, newest first."""
         rows: QuerySet[File] = File.objects.visible_to(request.user)
         if purpose := request.query_params.get("purpose"):
@@ -72,11 +72,11 @@ class FilesView(APIView):
 class FileView(APIView):
     """One file."""
 
-    def get(self, request: Request, file_id: str) -> Response:
+    def get(self, request: ApiRequest, file_id: str) -> Response:
         """Show it."""
         return Response(file_dict(uploads.find(request.user, file_id)))
 
-    def delete(self, request: Request, file_id: str) -> Response:
+    def delete(self, request: ApiRequest, file_id: str) -> Response:
         """Delete it; a batch that is still reading it goes on, and its bytes go when none does."""
         file = uploads.find(request.user, file_id)
         File.objects.filter(pk=file.pk, deleted_at=None).update(deleted_at=timezone.now())
@@ -87,7 +87,7 @@ class FileView(APIView):
 class FileContentView(APIView):
     """One file's bytes."""
 
-    def get(self, request: Request, file_id: str) -> HttpResponseBase:
+    def get(self, request: ApiRequest, file_id: str) -> HttpResponseBase:
         """Stream them as they were stored."""
         file = uploads.find(request.user, file_id)
         if file.purpose in PRIVATE_PURPOSES:
@@ -106,7 +106,7 @@ class FileContentView(APIView):
         return response
 
 
-def find_upload(request: Request, upload_id: str) -> Upload:
+def find_upload(request: ApiRequest, upload_id: str) -> Upload:
     """Return the project's upload, or raise the 404 that also hides other projects' uploads."""
     uploads_here = Upload.objects.visible_to(request.user).select_related("project", "file")
     upload = uploads_here.filter(pk=upload_id.replace("\0", "")).first()
@@ -119,7 +119,7 @@ def find_upload(request: Request, upload_id: str) -> Upload:
 class UploadsView(APIView):
     """Files that come in parts."""
 
-    def post(self, request: Request) -> Response:
+    def post(self, request: ApiRequest) -> Response:
         """Begin one; it takes parts for an hour."""
         return Response(upload_dict(parts.begin(request.user, request.data)))
 
@@ -130,7 +130,7 @@ class PartsView(APIView):
 
     parser_classes = [DataParser]
 
-    def post(self, request: Request, upload_id: str) -> Response:
+    def post(self, request: ApiRequest, upload_id: str) -> Response:
         """Store one part."""
         upload = find_upload(request, upload_id)
         # Before the body is read: nobody should send 64 MiB to hear that the upload has ended.
@@ -145,7 +145,7 @@ class PartsView(APIView):
 class CompleteView(APIView):
     """The end of one upload, as a file."""
 
-    def post(self, request: Request, upload_id: str) -> Response:
+    def post(self, request: ApiRequest, upload_id: str) -> Response:
         """Join the parts in the order they are named."""
         return Response(upload_dict(parts.complete(find_upload(request, upload_id), request.data)))
 
@@ -154,7 +154,7 @@ class CompleteView(APIView):
 class CancelUploadView(APIView):
     """The end of one upload, without a file."""
 
-    def post(self, request: Request, upload_id: str) -> Response:
+    def post(self, request: ApiRequest, upload_id: str) -> Response:
         """Cancel it."""
         upload = find_upload(request, upload_id)
         parts.cancel(upload)

@@ -8,9 +8,9 @@ from typing import Any
 import msgspec
 from django.core.files.uploadhandler import TemporaryFileUploadHandler
 from django.utils import timezone
-from rest_framework.request import Request
 
 from vbatch_site.models import IdempotencyKey, Project
+from vbatch_site.openai.auth import ApiRequest
 from vbatch_site.openai.errors import ApiError
 
 HEADER = "Idempotency-Key"
@@ -62,7 +62,7 @@ class Claim:
         return row.object_id
 
 
-def claim(request: Request, *parts: Any) -> Claim | None:
+def claim(request: ApiRequest, *parts: Any) -> Claim | None:
     """Return the request's claim, None without the header; `parts` is all that makes two requests the same."""
     key = request.headers.get(HEADER)
     if key is None:

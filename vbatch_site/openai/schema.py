@@ -136,7 +136,7 @@ _IDEMPOTENCY_KEY = OpenApiParameter(
 _REQUEST_ID = OpenApiParameter("x-request-id", str, OpenApiParameter.HEADER, response=True, description="Quote it.")
 
 
-class BearerScheme(OpenApiAuthenticationExtension):
+class BearerScheme(OpenApiAuthenticationExtension):  # type: ignore[misc]
     """How keys are sent."""
 
     target_class = "vbatch_site.openai.auth.BearerAuthentication"
