@@ -59,15 +59,20 @@ def finalize(batch_id: str) -> bool:
 
     False means that another process is at it, or that a worker still holds lines of it and will ring again.
     """
-    with batch_lock(batch_id) as mine:
-        if not mine:
+    closed = False
+    while not closed:
+        with batch_lock(batch_id) as mine:
+            if not mine:
+                return False
+            batch = Batch.objects.get(pk=batch_id)
+            if batch.status not in (BatchStatus.FINALIZING, BatchStatus.CANCELLING):
+                return False
+            closed = leases.close_shards(batch_id)
+            if closed:
+                _write(batch)
+        # A worker that let go while the lock was held rang for nobody: look again before leaving.
+        if not closed and leases.are_held(batch_id):
             return False
-        batch = Batch.objects.get(pk=batch_id)
-        if batch.status not in (BatchStatus.FINALIZING, BatchStatus.CANCELLING):
-            return False
-        if not leases.close_shards(batch_id):
-            return False
-        _write(batch)
     purge(batch_id)
     return True
 

@@ -230,11 +230,16 @@ def abort(batch_id: str, code: str, message: str) -> None:
 
 def close_shards(batch_id: str) -> bool:
     """Fence a batch off from its workers; return False while one still holds a live lease on it."""
-    now = timezone.now()
     with transaction.atomic():
         shards = Shard.objects.filter(batch_id=batch_id, state__in=OPEN_SHARDS)
         list(shards.select_for_update().order_by("id").values_list("id"))
-        if shards.filter(state=ShardState.LEASED, lease_expires_at__gt=now).exists():
+        if are_held(batch_id):
             return False
         shards.update(state=ShardState.CLOSED, epoch=F("epoch") + 1)
     return True
+
+
+def are_held(batch_id: str) -> bool:
+    """Return whether a worker holds a live lease on a batch."""
+    live = Shard.objects.filter(batch_id=batch_id, state=ShardState.LEASED, lease_expires_at__gt=timezone.now())
+    return live.exists()

@@ -43,7 +43,7 @@ def refuse_encoded(request: Request) -> None:
 
 
 class JSONParser(BaseParser):
-    """Parse a JSON object; NaN, lone surrogates and bottomless nesting are refused, an empty body is an empty object."""
+    """Parse a JSON object; NaN, lone surrogates and bottomless nesting are refused, an empty body is one."""
 
     media_type = "application/json"
 
