@@ -16,10 +16,8 @@ from unfold.admin import ModelAdmin
 from vbatch_site.models import ApiKey, Project
 
 if TYPE_CHECKING:
-    Base = ModelAdmin[Any]
     AnyPaginator = Paginator[Any]
 else:
-    Base = ModelAdmin
     AnyPaginator = Paginator
 
 
@@ -47,7 +45,7 @@ class EstimatingPaginator(AnyPaginator):
         return estimate if estimate > 10_000 else int(query.count())
 
 
-class SiteAdmin(Base):
+class SiteAdmin(ModelAdmin):  # type: ignore[misc] (Unfold ships no types)
     """What every list here has in common."""
 
     show_full_result_count = False

@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 
 import psutil
+import pytest
 
+from vbatch_site.tests.contract.forms import multipart, send_form
 from vbatch_site.tests.servers import ROOT, Server, chat_line, wait_until
 
 
@@ -92,8 +94,6 @@ def test_the_death_of_the_root_ends_the_whole_tree(new_home: Path) -> None:
 def test_a_full_disk_refuses_an_upload_and_keeps_nothing(new_home: Path) -> None:
     # A file system of its own that is too small for the upload; as root, a quota would not hold.
     if os.geteuid() != 0 or subprocess.run(["unshare", "-m", "true"], check=False).returncode:
-        import pytest
-
         if os.environ.get("CI"):
             pytest.fail("mounting a small file system needs root and unshare")
         pytest.skip("mounting a small file system needs root and unshare")
@@ -102,13 +102,7 @@ def test_a_full_disk_refuses_an_upload_and_keeps_nothing(new_home: Path) -> None
     try:
         with Server(new_home) as server:
             content = chat_line("a", "x" * 1000) * 12_000
-            edge = "edge"
-            body = (
-                f'--{edge}\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nbatch\r\n'
-                f'--{edge}\r\nContent-Disposition: form-data; name="file"; filename="f"\r\n\r\n{content}\r\n--{edge}--\r\n'
-            )
-            kind = {"Content-Type": f"multipart/form-data; boundary={edge}"}
-            status, _, answer = server.request("POST", "/v1/files", body.encode(), headers=kind)
+            status, _, answer = send_form(server, multipart([("purpose", None, "batch"), ("file", "f", content)]))
             assert status == 507, answer
             assert answer["error"]["code"] == "storage_error"
             assert server.request("GET", "/v1/files")[2]["data"] == []
