@@ -2,7 +2,7 @@
 
 from django.contrib import admin
 
-from files.models import File
+from files.models import File, Upload
 from vbatch_site.admin import ReadOnlyAdmin
 
 
@@ -12,5 +12,25 @@ class FileAdmin(ReadOnlyAdmin):
 
     list_display = ["id", "filename", "purpose", "bytes", "project", "created_at", "expires_at", "deleted_at"]
     list_filter = ["purpose", "project"]
+    list_select_related = ["project"]
+    search_fields = ["id", "filename"]
+
+
+@admin.register(Upload)
+class UploadAdmin(ReadOnlyAdmin):
+    """Uploads in parts, until a day after their end."""
+
+    list_display = [
+        "id",
+        "filename",
+        "purpose",
+        "state",
+        "bytes",
+        "received_bytes",
+        "received_parts",
+        "project",
+        "created_at",
+    ]
+    list_filter = ["state", "purpose", "project"]
     list_select_related = ["project"]
     search_fields = ["id", "filename"]

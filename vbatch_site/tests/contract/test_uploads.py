@@ -2,15 +2,18 @@
 
 import hashlib
 import io
+import os
 import random
+import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import openai
 import pytest
 
-from vbatch_site.tests.servers import Server, chat_line
+from vbatch_site.tests.servers import Server, chat_line, wait_until
 
 PART_BYTES = 67_108_864  # the SDK's DEFAULT_PART_SIZE
 
@@ -99,7 +102,7 @@ def test_item_092_a_chunked_upload_of_six_bytes_in_parts_of_three_gives_a_file_o
 
 
 def test_item_092_a_chunked_upload_from_a_path_can_be_run_as_a_batch(
-    client: openai.OpenAI, sim_server: Server, tmp_path: Any
+    client: openai.OpenAI, sim_server: Server, tmp_path: Path
 ) -> None:
     source = tmp_path / "lines.jsonl"
     source.write_text("".join(chat_line(f"r{number}") for number in range(20)))
@@ -357,3 +360,36 @@ def test_a_large_file_goes_up_in_parts_of_the_sdks_own_size(client: openai.OpenA
     assert upload.file is not None
     assert upload.file.bytes == len(data)
     assert hashlib.sha256(content(sim_server, upload.file.id)).digest() == hashlib.sha256(data).digest()
+
+
+def test_a_server_killed_while_it_takes_and_joins_parts_goes_on_and_keeps_no_stray_bytes(new_home: Path) -> None:
+    chunk = random.randbytes(24 << 20)
+    with Server(new_home) as server, ThreadPoolExecutor(4) as pool:
+        upload_id = begun(server, 6 * len(chunk))
+        ids = [part(server, upload_id, chunk) for _ in range(6)]
+        doomed = [pool.submit(part, server, upload_id, chunk) for _ in range(3)]
+        doomed.append(pool.submit(complete, server, upload_id, ids))
+        wait_until(lambda: list((new_home / "tmp").iterdir()), 10, step=0.001)
+        time.sleep(0.05)
+        server.kill_tree()
+        # On a fast disk one of them may have been answered before.
+        for request in doomed:
+            request.exception()
+        server.start()
+        status, _, upload = complete(server, upload_id, ids)
+        assert status == 200, upload
+        assert content(server, upload["file"]["id"]) == 6 * chunk
+        # What never arrived is given up after a day.
+        for statement in (
+            "UPDATE files_file SET deleted_at = now() WHERE deleted_at IS NOT NULL RETURNING id",
+            "UPDATE files_uploadpart SET created_at = created_at - interval '1 day' RETURNING id",
+        ):
+            server.query(statement)
+        for path in (new_home / "tmp").iterdir():
+            os.utime(path, (0, 0))
+        server.manage("shell", "-c", "from batches.sweep import sweep; sweep()")
+        left = {str(path.relative_to(new_home / "files")) for path in (new_home / "files").rglob("*") if path.is_file()}
+        assert left == {
+            path for (path,) in server.query("SELECT path FROM files_file WHERE id = %s", upload["file"]["id"])
+        }
+        assert not list((new_home / "tmp").iterdir())
