@@ -27,7 +27,8 @@ _SCOPE_KEY = "vbatch.body"
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
-Application = Callable[[Any, Receive, Send], Awaitable[None]]
+# Django and uvicorn write down the messages in different types.
+Application = Callable[[Any, Any, Any], Awaitable[None]]
 
 
 class Stalled(OSError):
@@ -164,7 +165,7 @@ def attach(request: HttpRequest) -> None:
     scope: Any = getattr(request, "scope", {})
     body: ArrivingBody | None = scope.get(_SCOPE_KEY)
     if body is not None:
-        request._stream = body  # type: ignore[attr-defined]
+        request._stream = body  # type: ignore[assignment]
         # Only to be no zero; Django's multipart parser reads to the end.
         request.META["CONTENT_LENGTH"] = "1"
     stream = getattr(request, "_stream", None)

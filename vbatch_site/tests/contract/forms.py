@@ -1,6 +1,6 @@
 """Send uploads and look at what they leave behind."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -14,7 +14,7 @@ LINE = b'{"custom_id": "1"}\n'
 NOT_JSONL = "Invalid file format for Batch API. Must be .jsonl"
 
 
-def multipart(parts: list[Part], edge: str = "edge") -> bytes:
+def multipart(parts: Sequence[Part], edge: str = "edge") -> bytes:
     """Return a form; a part without a filename is a plain field."""
     body = b""
     for name, filename, content in parts:

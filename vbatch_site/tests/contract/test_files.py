@@ -206,14 +206,14 @@ def test_item_28_a_file_above_its_limit_is_400_and_no_process_grows(
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    written = web.io_counters().write_chars  # type: ignore[attr-defined]
+    written = web.io_counters().write_chars
     try:
         answer = send_form(sim_server, _large(purpose, size))
     finally:
         done.set()
         watcher.join()
     assert peak - before < 64 * MEGABYTE
-    assert web.io_counters().write_chars - written < 2 * size + 16 * MEGABYTE  # type: ignore[attr-defined]
+    assert web.io_counters().write_chars - written < 2 * size + 16 * MEGABYTE
     if taken:
         assert (answer[0], answer[2]["bytes"]) == (200, size)
         assert sim_server.request("DELETE", f"/v1/files/{answer[2]['id']}")[0] == 200

@@ -4,6 +4,7 @@ import re
 import socket
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 
 import pytest
 
@@ -16,7 +17,7 @@ from vbatch_site.tests.contract.forms import (
     send_form,
     upload,
 )
-from vbatch_site.tests.servers import Server, chat_line
+from vbatch_site.tests.servers import Server, chat_line, wait_until
 
 UNKNOWN_FILE = "file-1111111111111111111111"
 UNKNOWN_BATCH = "batch_" + "0" * 32
@@ -288,27 +289,57 @@ def test_a_hostile_filename_is_cleaned_and_never_a_path(sim_server: Server, file
     assert_nothing_left(sim_server)
 
 
-def test_a_client_that_goes_away_leaves_nothing(sim_server: Server) -> None:
-    before = _files(sim_server)
+@contextmanager
+def _half_an_upload(server: Server) -> Iterator[None]:
+    """Hold open a connection that has sent the first half of a good upload."""
     body = _form(content=LINE * 200_000)
     head = (
         "POST /v1/files HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=edge\r\n"
-        f"Authorization: Bearer {sim_server.key}\r\nContent-Length: {len(body)}\r\n\r\n"
+        f"Authorization: Bearer {server.key}\r\nContent-Length: {len(body)}\r\n\r\n"
     )
-    with socket.create_connection(("127.0.0.1", sim_server.port), timeout=20) as connection:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
         connection.sendall(head.encode() + body[: len(body) // 2])
-        time.sleep(0.3)
+        yield
+
+
+def test_a_client_that_goes_away_leaves_nothing(sim_server: Server) -> None:
+    before = _files(sim_server)
+    with _half_an_upload(sim_server):
+        wait_until(lambda: any((sim_server.home / "tmp").iterdir()), 10)
     assert_nothing_left(sim_server)
     assert _files(sim_server) == before
 
 
+def test_uploads_that_stall_hold_up_nobody(sim_server: Server) -> None:
+    with ExitStack() as stalled:
+        # More than the web process has database connections.
+        for _ in range(24):
+            stalled.enter_context(_half_an_upload(sim_server))
+        wait_until(lambda: len(list((sim_server.home / "tmp").iterdir())) == 24, 20)
+        started = time.monotonic()
+        assert upload(sim_server, LINE)[0] == 200
+        assert sim_server.request("GET", "/v1/files")[0] == 200
+        assert time.monotonic() - started < 5
+    assert_nothing_left(sim_server)
+
+
 @pytest.mark.parametrize(
     "path",
-    ["/v1/files/%00", "/v1/files/%ff%fe", "/v1/batches/batch_%00", "/v1/models/%00%ff", "/v1/files?purpose=%00",
-     "/v1/files?after=%00", "/v1/files/" + "x" * 20_000, "/v1/%00", "/v1/files?limit=%F0%9F%92%A9", "/v1/files?limit=²"],
-)  # fmt: skip
+    [
+        "/v1/files/%00",
+        "/v1/files/%ff%fe",
+        "/v1/batches/batch_%00",
+        "/v1/models/%00%ff",
+        "/v1/files?purpose=%00",
+        "/v1/files?after=%00",
+        "/v1/files/" + "x" * 20_000,
+        "/v1/%00",
+        "/v1/files?limit=%F0%9F%92%A9",
+        "/v1/files?limit=%C2%B2",
+    ],
+)
 def test_hostile_paths_are_never_a_fault_of_ours(sim_server: Server, path: str) -> None:
-    answer: Answer = sim_server.request("GET", path.replace("²", "%C2%B2"))
+    answer: Answer = sim_server.request("GET", path)
     assert answer[0] in (200, 400, 404), answer
     if answer[0] >= 400:
         assert_refused(answer, answer[0])
