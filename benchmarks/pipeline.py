@@ -64,7 +64,8 @@ def measure(lines: int, megabytes: int) -> dict[str, float]:
                 time.sleep(0.5)
             memory.done.set()
             validated, ran, ended = server.query(
-                "SELECT extract(epoch FROM in_progress_at - created_at), extract(epoch FROM finalizing_at - in_progress_at),"
+                "SELECT extract(epoch FROM in_progress_at - created_at),"
+                " extract(epoch FROM finalizing_at - in_progress_at),"
                 " extract(epoch FROM completed_at - created_at) FROM batches_batch WHERE id = %s",
                 batch_id,
             )[0]

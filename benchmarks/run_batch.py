@@ -133,9 +133,8 @@ def main() -> None:
                 }
             )
             for label, figures in pair.items():
-                sys.stdout.write(
-                    f"{number + 1}  {label:22} {figures['requests_per_second']:7.2f} requests/s, {figures['tokens']:.0f} tokens\n"
-                )
+                rate, generated = figures["requests_per_second"], figures["tokens"]
+                sys.stdout.write(f"{number + 1}  {label:22} {rate:7.2f} requests/s, {generated:.0f} tokens\n")
             sys.stdout.flush()
     ratio = statistics.median(run["ratio"] for run in runs)
     sys.stdout.write(f"vbatch / vLLM, median of {len(runs)}: {ratio:.3f}\n")

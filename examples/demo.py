@@ -1,16 +1,17 @@
-"""From nothing to two finished batches: start a server, run 20 chat requests and 20 embeddings, print, stop.
+"""Run two batches on the real sample models through the official OpenAI client, and print the answers."""
 
-Run by `make demo`. Uses a new home in a temporary folder unless VBATCH_HOME is set.
-"""
+from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,143 +20,294 @@ from typing import Any
 
 import psutil
 from openai import OpenAI
+from openai.types import Batch
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[1]
+MANAGE = [sys.executable, str(ROOT / "manage.py")]
+
 CHAT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 EMBEDDING_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
-ENDED = ("completed", "failed", "expired", "cancelled")
-START_SECONDS = 60
-BATCH_SECONDS = 480  # loading an engine on two cores takes half a minute, and this runs two
+
+# Seconds. An engine starts in half a minute on a quiet machine and is given three times that, twice.
+READY_TIMEOUT = 120
+BATCHES_TIMEOUT = 480
+# Longer than the server takes to give its own children up.
+STOP_TIMEOUT = 60
+POLL_SECONDS = 2
+
+ANSWER_CHARACTERS = 100
+NUMBERS_SHOWN = 4
+
+ENDED = {"completed", "failed", "expired", "cancelled"}
 
 QUESTIONS = [
-    "What is the capital of France?", "How many legs does a spider have?", "What colour is the sky?",
-    "Name a fruit that is yellow.", "What is two plus three?", "Which planet do we live on?",
-    "What do bees make?", "What is the opposite of hot?", "Name an animal that can fly.",
-    "What is frozen water called?", "Who wrote Hamlet?", "What is the largest ocean?",
-    "Name a musical instrument.", "What do plants need to grow?", "How many days are in a week?",
-    "What is the fastest land animal?", "Name a primary colour.", "What metal is liquid at room temperature?",
-    "What is the boiling point of water in Celsius?", "Name a language spoken in Brazil.",
-]  # fmt: skip
+    "What is the capital of France?",
+    "Name three colours.",
+    "What is water made of?",
+    "Why is the sky blue?",
+    "How many days are in a week?",
+    "What do bees make?",
+    "Give me a synonym for happy.",
+    "What is the largest planet of the solar system?",
+    "Who wrote Romeo and Juliet?",
+    "What is two plus two?",
+    "What is the opposite of cold?",
+    "Name an animal that can fly.",
+    "What is a library?",
+    "What is the boiling point of water in Celsius?",
+    "Say hello in Spanish.",
+    "What season comes after winter?",
+    "What does a clock measure?",
+    "Name a programming language.",
+    "What is photosynthesis?",
+    "Give me one tip for sleeping well.",
+]
 
 
-def say(text: str) -> None:
-    """Print a line at once."""
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
+class DemoFailed(Exception):
+    """The demo can't go on; the text says why."""
+
+
+@contextmanager
+def working_home() -> Iterator[Path]:
+    """Give the home the caller named, or one that is removed again."""
+    named = os.environ.get("VBATCH_HOME", "").strip()
+    if named:
+        yield Path(named).expanduser().resolve()
+        return
+    home = Path(tempfile.mkdtemp(prefix="vbatch-demo-"))
+    try:
+        yield home
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on."""
+    """Return a port that nothing listens on at the moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
-@contextmanager
-def server(env: dict[str, str]) -> Iterator[str]:
-    """Run a server for the length of the block; yield its base URL."""
-    log_path = Path(env["VBATCH_HOME"]) / "demo.log"
-    with log_path.open("wb") as log:
-        process = subprocess.Popen([sys.executable, "manage.py", "serve"], cwd=ROOT, env=env, stdout=log, stderr=log)
-    base = f"http://127.0.0.1:{env['VBATCH_PORT']}"
+def manage(*arguments: str, environment: dict[str, str]) -> str:
+    """Run a management command and return what it prints."""
+    done = subprocess.run(
+        [*MANAGE, *arguments], env=environment, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False
+    )
+    if done.returncode != 0:
+        raise DemoFailed(f"manage.py {arguments[0]} ended with status {done.returncode}")
+    return done.stdout.strip()
+
+
+def descendants(process: psutil.Process) -> list[psutil.Process]:
+    """Return what the process has started so far."""
     try:
-        deadline = time.monotonic() + START_SECONDS
-        while True:
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise SystemExit(f"demo: the server did not start:\n{log_path.read_text(errors='replace')[-2000:]}")
-            try:
-                urllib.request.urlopen(f"{base}/health", timeout=5).close()
-                break
-            except OSError:
-                time.sleep(0.2)
-        yield base
+        return process.children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def left_over(home: Path, seen: list[psutil.Process]) -> list[psutil.Process]:
+    """Return processes of the server that still run: those it started and those that name its home."""
+    found = {process.pid: process for process in seen}
+    for process in psutil.process_iter():
+        try:
+            if process.pid != os.getpid() and str(home) in " ".join(process.cmdline()):
+                found[process.pid] = process
+        except psutil.Error:
+            continue
+    alive = []
+    for process in found.values():
+        try:
+            if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+                alive.append(process)
+        except psutil.NoSuchProcess:
+            continue
+    return alive
+
+
+@contextmanager
+def server(home: Path, port: int, environment: dict[str, str]) -> Iterator[None]:
+    """Run the server for the length of the block, and check that it leaves nothing behind."""
+    log = home / "demo-server.log"
+    with log.open("ab") as output:
+        # Its own session, so that Ctrl-C reaches this program only and the server is stopped in order.
+        process = subprocess.Popen(
+            [*MANAGE, "serve"], env=environment, cwd=ROOT, stdout=output, stderr=output, start_new_session=True
+        )
+    seen: list[psutil.Process] = []
+    try:
+        wait_until_ready(process, port, log)
+        yield
     finally:
-        tree = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+        seen = descendants(psutil.Process(process.pid)) if process.poll() is None else []
         process.send_signal(signal.SIGTERM)
-        process.wait()
-    left = psutil.wait_procs(tree, timeout=5)[1]
-    if left:
-        raise SystemExit(f"demo: processes were left running: {left}")
+        try:
+            process.wait(STOP_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            raise DemoFailed(f"the server did not stop within {STOP_TIMEOUT} s") from None
+        finally:
+            # The last of the server's processes may need a moment to leave the process table.
+            deadline = time.monotonic() + 10
+            while (left := left_over(home, seen)) and time.monotonic() < deadline:
+                time.sleep(0.1)
+            names = [f"{each.pid} {' '.join(each.cmdline())[:80]}" for each in left]
+            for each in left:
+                each.kill()
+    if names:
+        raise DemoFailed(f"the server left processes behind: {'; '.join(names)}")
 
 
-def run(client: OpenAI, name: str, endpoint: str, bodies: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Upload, create, poll, download; return the answers in the order of the questions."""
-    lines = [
-        json.dumps({"custom_id": str(i), "method": "POST", "url": endpoint, "body": body}) for i, body in enumerate(bodies)
-    ]
-    file = client.files.create(file=(f"{name}.jsonl", "\n".join(lines).encode()), purpose="batch")
-    batch = client.batches.create(input_file_id=file.id, endpoint=endpoint, completion_window="24h")  # type: ignore[arg-type]
-    say(f"{name}: uploaded {file.id}, created {batch.id}")
-    deadline, shown = time.monotonic() + BATCH_SECONDS, ""
-    while batch.status not in ENDED:
-        if time.monotonic() > deadline:
-            raise SystemExit(f"demo: {batch.id} is still {batch.status} after {BATCH_SECONDS} s")
-        time.sleep(0.5)
-        batch = client.batches.retrieve(batch.id)
-        counts = batch.request_counts
-        now = f"{name}: {batch.status}, {counts.completed if counts else 0} of {counts.total if counts else 0} answered"
-        if now != shown:
-            say(now)
-            shown = now
-    if batch.error_file_id:
-        say(client.files.content(batch.error_file_id).text)
-    if batch.output_file_id is None:
-        raise SystemExit(f"demo: {batch.id} ended {batch.status} without an answer: {batch.errors}")
-    answers = [json.loads(line) for line in client.files.content(batch.output_file_id).text.splitlines()]
-    answers.sort(key=lambda answer: int(answer["custom_id"]))
-    if len(answers) != len(bodies):
-        raise SystemExit(f"demo: {len(answers)} of {len(bodies)} requests were answered")
-    return [answer["response"]["body"] for answer in answers]
+def wait_until_ready(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+    """Return when the server answers its health check."""
+    deadline = time.monotonic() + READY_TIMEOUT
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            break
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as answer:  # noqa: S310
+                if answer.status == 200:
+                    return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.2)
+    last = log.read_text(errors="replace").strip().splitlines()[-5:]
+    raise DemoFailed("the server did not become ready; it said:\n" + "\n".join(last))
 
 
-def main() -> None:
-    """Run the demonstration."""
-    started = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="vbatch-demo-") as temporary:
-        home = os.environ.get("VBATCH_HOME") or temporary
-        Path(home).mkdir(parents=True, exist_ok=True)
-        env = {
-            **os.environ,
-            "VBATCH_HOME": home,
-            "VBATCH_PORT": str(free_port()),
-            "VBATCH_AUTH": "required",
-            # The models are on disk; a look at the hub would only cost time where there is no network.
-            "HF_HUB_OFFLINE": "1",
-            # Eager mode starts in a third of the time, which is most of what a demonstration takes.
-            "VBATCH_VLLM_ARGS": os.environ.get("VBATCH_VLLM_ARGS", "--enforce-eager --max-model-len 2048"),
-            "VLLM_CPU_KVCACHE_SPACE": os.environ.get("VLLM_CPU_KVCACHE_SPACE", "1"),
+def chat_lines() -> list[dict[str, Any]]:
+    """Return the chat requests."""
+    return [
+        {
+            "custom_id": f"chat-{number}",
+            "method": "POST",
+            "url": "/v1/chat/completions",
+            "body": {
+                "model": CHAT_MODEL,
+                "messages": [{"role": "user", "content": question}],
+                "max_tokens": 40,
+                "temperature": 0,
+            },
         }
-        prepared = ROOT / "var" / "models"
-        if prepared.is_dir() and not (Path(home) / "models").exists():
-            (Path(home) / "models").symlink_to(prepared)
-        manage = [sys.executable, "manage.py"]
-        with server(env) as base:
-            say(f"server: {base}")
-            issued = subprocess.run(
-                [*manage, "create_api_key", "demo"], cwd=ROOT, env=env, check=True, capture_output=True, text=True
-            )
-            client = OpenAI(base_url=f"{base}/v1", api_key=issued.stdout.strip())
-            chats = run(
+        for number, question in enumerate(QUESTIONS)
+    ]
+
+
+def embedding_lines() -> list[dict[str, Any]]:
+    """Return the embedding requests."""
+    return [
+        {
+            "custom_id": f"embedding-{number}",
+            "method": "POST",
+            "url": "/v1/embeddings",
+            "body": {"model": EMBEDDING_MODEL, "input": question},
+        }
+        for number, question in enumerate(QUESTIONS)
+    ]
+
+
+def submit(client: OpenAI, endpoint: Any, lines: list[dict[str, Any]]) -> Batch:
+    """Upload the requests and create their batch."""
+    content = "".join(json.dumps(line) + "\n" for line in lines).encode()
+    file = client.files.create(file=("requests.jsonl", content), purpose="batch")
+    batch = client.batches.create(input_file_id=file.id, endpoint=endpoint, completion_window="24h")
+    print(f"{endpoint}: file {file.id}, batch {batch.id}", flush=True)
+    return batch
+
+
+def wait_for(client: OpenAI, batches: list[Batch]) -> list[Batch]:
+    """Poll the batches until they have ended, and print each change."""
+    said: dict[str, str] = {}
+    started = time.monotonic()
+    while time.monotonic() - started < BATCHES_TIMEOUT:
+        batches = [client.batches.retrieve(batch.id) for batch in batches]
+        for batch in batches:
+            counts = batch.request_counts
+            progress = f"{counts.completed} of {counts.total} done, {counts.failed} failed" if counts else ""
+            line = f"{batch.endpoint}: {batch.status}, {progress}"
+            if said.get(batch.id) != line:
+                said[batch.id] = line
+                print(f"{time.monotonic() - started:5.0f} s  {line}", flush=True)
+        if all(batch.status in ENDED for batch in batches):
+            return batches
+        time.sleep(POLL_SECONDS)
+    raise DemoFailed(f"the batches did not end within {BATCHES_TIMEOUT} s")
+
+
+def answers(client: OpenAI, batch: Batch) -> dict[str, Any]:
+    """Download what was answered, by custom_id; errors are printed."""
+    if batch.errors is not None:
+        for problem in batch.errors.data or []:
+            print(f"{batch.endpoint}: line {problem.line}: {problem.message}")
+    if batch.error_file_id:
+        print(client.files.content(batch.error_file_id).text)
+    if not batch.output_file_id:
+        return {}
+    lines = [json.loads(line) for line in client.files.content(batch.output_file_id).text.splitlines()]
+    return {line["custom_id"]: line["response"]["body"] for line in lines if line["response"]["status_code"] == 200}
+
+
+def show(chat: dict[str, Any], embeddings: dict[str, Any]) -> None:
+    """Print every answer."""
+    print(f"\n{CHAT_MODEL}")
+    for number, question in enumerate(QUESTIONS):
+        body = chat.get(f"chat-{number}")
+        text = " ".join(body["choices"][0]["message"]["content"].split()) if body else "(no answer)"
+        print(f"  {question} -> {text[:ANSWER_CHARACTERS]}")
+    print(f"\n{EMBEDDING_MODEL}")
+    for number, question in enumerate(QUESTIONS):
+        body = embeddings.get(f"embedding-{number}")
+        vector = body["data"][0]["embedding"] if body else []
+        first = ", ".join(f"{value:.4f}" for value in vector[:NUMBERS_SHOWN])
+        print(f"  {question} -> {len(vector)} numbers: {first}, ...")
+
+
+def run(home: Path) -> bool:
+    """Do it all, and tell whether every request was answered."""
+    port = free_port()
+    environment = {
+        **os.environ,
+        "VBATCH_HOME": str(home),
+        "VBATCH_PORT": str(port),
+        "VBATCH_AUTH": "required",
+    }
+    print("Preparing the sample models ...", flush=True)
+    home.mkdir(parents=True, exist_ok=True)
+    print(manage("prepare_samples", environment=environment), flush=True)
+    print(f"Starting the server on port {port} ...", flush=True)
+    with server(home, port, environment):
+        key = manage("create_api_key", "demo", environment=environment)
+        with OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key=key) as client:
+            batches = wait_for(
                 client,
-                "chat",
-                "/v1/chat/completions",
                 [
-                    {"model": CHAT_MODEL, "messages": [{"role": "user", "content": text}], "max_tokens": 32, "temperature": 0}
-                    for text in QUESTIONS
+                    submit(client, "/v1/chat/completions", chat_lines()),
+                    submit(client, "/v1/embeddings", embedding_lines()),
                 ],
             )
-            vectors = run(
-                client,
-                "embeddings",
-                "/v1/embeddings",
-                [{"model": EMBEDDING_MODEL, "input": text} for text in QUESTIONS],
-            )
-        for question, chat, vector in zip(QUESTIONS, chats, vectors, strict=True):
-            answer = " ".join(chat["choices"][0]["message"]["content"].split())[:100]
-            numbers = vector["data"][0]["embedding"]
-            say(f"{question}\n    {answer}\n    {len(numbers)} numbers: {', '.join(f'{n:.4f}' for n in numbers[:4])}, ...")
-        say(f"demo: {len(chats)} chat answers and {len(vectors)} embeddings in {time.monotonic() - started:.0f} s")
+            chat, embeddings = (answers(client, batch) for batch in batches)
+        show(chat, embeddings)
+    answered, asked = len(chat) + len(embeddings), 2 * len(QUESTIONS)
+    print(f"\n{answered} of {asked} requests answered; everything is stopped.")
+    return answered == asked
+
+
+def main() -> int:
+    """Run the demo and return its exit status."""
+    started = time.monotonic()
+    try:
+        with working_home() as home:
+            good = run(home)
+    except DemoFailed as error:
+        print(f"demo: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("demo: stopped.", file=sys.stderr)
+        return 130
+    print(f"Took {time.monotonic() - started:.0f} s.")
+    return 0 if good else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

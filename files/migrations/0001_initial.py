@@ -2,35 +2,73 @@
 
 import django.db.models.deletion
 import django.utils.timezone
-import vbatch_site.openai.ids
 from django.db import migrations, models
+
+import vbatch_site.openai.ids
 
 
 class Migration(migrations.Migration):
-
     initial = True
 
     dependencies = [
-        ('vbatch_site', '0001_initial'),
+        ("vbatch_site", "0001_initial"),
     ]
 
     operations = [
         migrations.CreateModel(
-            name='File',
+            name="File",
             fields=[
-                ('id', models.CharField(default=vbatch_site.openai.ids.file_id, editable=False, max_length=40, primary_key=True, serialize=False)),
-                ('purpose', models.CharField(choices=[('fine-tune', 'Fine Tune'), ('assistants', 'Assistants'), ('batch', 'Batch'), ('user_data', 'User Data'), ('vision', 'Vision'), ('evals', 'Evals'), ('batch_output', 'Batch Output')], max_length=20)),
-                ('filename', models.CharField(max_length=512)),
-                ('bytes', models.BigIntegerField()),
-                ('path', models.CharField(editable=False, help_text='Name in the storage.', max_length=200)),
-                ('created_at', models.DateTimeField(default=django.utils.timezone.now, editable=False)),
-                ('expires_at', models.DateTimeField(blank=True, null=True)),
-                ('deleted_at', models.DateTimeField(blank=True, editable=False, null=True)),
-                ('project', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='files', to='vbatch_site.project')),
+                (
+                    "id",
+                    models.CharField(
+                        default=vbatch_site.openai.ids.file_id,
+                        editable=False,
+                        max_length=40,
+                        primary_key=True,
+                        serialize=False,
+                    ),
+                ),
+                (
+                    "purpose",
+                    models.CharField(
+                        choices=[
+                            ("fine-tune", "Fine Tune"),
+                            ("assistants", "Assistants"),
+                            ("batch", "Batch"),
+                            ("user_data", "User Data"),
+                            ("vision", "Vision"),
+                            ("evals", "Evals"),
+                            ("batch_output", "Batch Output"),
+                        ],
+                        max_length=20,
+                    ),
+                ),
+                ("filename", models.CharField(max_length=512)),
+                ("bytes", models.BigIntegerField()),
+                ("path", models.CharField(editable=False, help_text="Name in the storage.", max_length=200)),
+                ("created_at", models.DateTimeField(default=django.utils.timezone.now, editable=False)),
+                ("expires_at", models.DateTimeField(blank=True, null=True)),
+                ("deleted_at", models.DateTimeField(blank=True, editable=False, null=True)),
+                (
+                    "project",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.CASCADE, related_name="files", to="vbatch_site.project"
+                    ),
+                ),
             ],
             options={
-                'ordering': ['-created_at', '-id'],
-                'indexes': [models.Index(fields=['project', '-created_at', '-id'], name='files_newest'), models.Index(condition=models.Q(('deleted_at', None)), fields=['expires_at'], name='files_expiring'), models.Index(condition=models.Q(('deleted_at', None), _negated=True), fields=['deleted_at'], name='files_deleted')],
+                "ordering": ["-created_at", "-id"],
+                "indexes": [
+                    models.Index(fields=["project", "-created_at", "-id"], name="files_newest"),
+                    models.Index(
+                        condition=models.Q(("deleted_at", None)), fields=["expires_at"], name="files_expiring"
+                    ),
+                    models.Index(
+                        condition=models.Q(("deleted_at", None), _negated=True),
+                        fields=["deleted_at"],
+                        name="files_deleted",
+                    ),
+                ],
             },
         ),
     ]

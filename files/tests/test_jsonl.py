@@ -21,7 +21,9 @@ def test_every_line_has_its_number_offset_and_bytes(text: bytes, block: int, mon
 
 
 @pytest.mark.parametrize("block", [1, 4, 1000])
-def test_a_line_over_the_limit_is_none_and_those_around_it_are_found(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_line_over_the_limit_is_none_and_those_around_it_are_found(
+    block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(jsonl, "BLOCK", block)
     found = list(jsonl.iter_lines(io.BytesIO(b"ok\n" + b"x" * 50 + b"\nend"), max_line_bytes=10))
     assert found == [(1, 0, b"ok"), (2, 3, None), (3, 54, b"end")]
