@@ -45,7 +45,7 @@ class EstimatingPaginator(AnyPaginator):
         return estimate if estimate > 10_000 else int(query.count())
 
 
-class SiteAdmin(ModelAdmin):  # type: ignore[misc] (Unfold ships no types)
+class SiteAdmin(ModelAdmin):  # type: ignore[misc]  # Unfold ships no types
     """What every list here has in common."""
 
     show_full_result_count = False

@@ -321,7 +321,7 @@ def _system_user(data: Path) -> pwd.struct_passwd | None:
             )
         return None
     try:
-        user = ensure_user_exists(SYSTEM_USER)
+        user: pwd.struct_passwd | None = ensure_user_exists(SYSTEM_USER)
     except (OSError, subprocess.CalledProcessError) as error:
         raise DatabaseUnavailable(
             f"PostgreSQL does not run as root, and the user {SYSTEM_USER} can't be made ({_one_line(str(error))}); "

@@ -180,7 +180,7 @@ class Server:
     def query(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:
         """Ask the server's own database."""
         with psycopg.connect(self.database) as connection:
-            return connection.execute(statement, values).fetchall()  # type: ignore[arg-type]
+            return connection.execute(statement, values).fetchall()
 
     def request(
         self,

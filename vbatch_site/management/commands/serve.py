@@ -54,7 +54,7 @@ class Command(BaseCommand):
         users = get_user_model()._default_manager
         if not users.exists():
             password = secrets.token_urlsafe(12)
-            users.create_superuser(ADMIN_NAME, password=password)  # type: ignore[attr-defined]
+            users.create_superuser(ADMIN_NAME, password=password)
             _, key = ApiKey.issue(Project.default(), "first key")
             lines += [f"       user {ADMIN_NAME}, password {password}", f"Key    {key}", "       (shown this once)"]
         if settings.VBATCH_ENGINE == "sim":

@@ -5,7 +5,7 @@ import io
 import os
 import random
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -367,7 +367,7 @@ def test_a_server_killed_while_it_takes_and_joins_parts_goes_on_and_keeps_no_str
     with Server(new_home) as server, ThreadPoolExecutor(4) as pool:
         upload_id = begun(server, 6 * len(chunk))
         ids = [part(server, upload_id, chunk) for _ in range(6)]
-        doomed = [pool.submit(part, server, upload_id, chunk) for _ in range(3)]
+        doomed: list[Future[Any]] = [pool.submit(part, server, upload_id, chunk) for _ in range(3)]
         doomed.append(pool.submit(complete, server, upload_id, ids))
         wait_until(lambda: list((new_home / "tmp").iterdir()), 10, step=0.001)
         time.sleep(0.05)
