@@ -21,7 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 MODEL = ROOT / "var" / "models" / "SmolLM2-135M-Instruct"
-ARGUMENTS = "--enforce-eager --max-model-len 2048"
+ARGUMENTS = "--enforce-eager --max-model-len 2048 --dtype float32"
 SUBJECTS = ["rivers", "clocks", "whales", "bread", "bridges", "violins", "maps", "volcanoes", "bees", "trains"]
 
 

@@ -108,6 +108,14 @@ def start(home: Path) -> str:
         raise _explained(home, error) from error
 
 
+def revive() -> bool:
+    """Start the server that this process uses again if it has ended; return whether it had."""
+    ended = [home for home, handle in _handles.items() if handle.owner == os.getpid() and _ended(handle.server)]
+    for home in ended:
+        start(home)
+    return bool(ended)
+
+
 def _boot(data: Path) -> psutil.Process:
     """Start the server, making its data folder first where there is none."""
     user = _system_user(data)
@@ -419,7 +427,8 @@ def _failure(data: Path, said: str) -> DatabaseUnavailable:
     if "No space left on device" in said:
         return _explained(data.parent, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
     telling = [line for line in said.splitlines() if re.search(r"(PANIC|FATAL|error):", line)]
-    line = telling[-1] if telling else (said.strip().splitlines() or ["no message"])[-1]
+    # What went wrong first is the cause; what follows is about cleaning up.
+    line = telling[0] if telling else (said.strip().splitlines() or ["no message"])[-1]
     # The time and the process number at the front of a line of the log.
     line = re.sub(r"^.*?(?=PANIC|FATAL|error:)", "", line)
     return DatabaseUnavailable(

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -71,9 +71,13 @@ class Supervisor:
         for program in self.programs:
             program.start()
 
-    def watch(self) -> Iterator[Program]:
-        """Yield programs as they end by themselves, and start them again, until a signal comes."""
+    def watch(self, also: Callable[[], object]) -> Iterator[Program]:
+        """Yield programs as they end by themselves, and start them again, until a signal comes.
+
+        `also` is called each time round, ten times a second.
+        """
         while not self.signals:
+            also()
             now = time.monotonic()
             for program in self.programs:
                 if program.process is None:

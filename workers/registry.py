@@ -6,7 +6,7 @@ import socket
 from django.conf import settings
 from django.utils import timezone
 
-from workers import catalogue
+from workers import catalogue, machine
 from workers.engine import EngineSpec, split_arguments
 from workers.models import ENDED_SERVICES, ServedModel, Service, ServiceState, Worker
 
@@ -31,10 +31,12 @@ def spec_for(name: str, holder: str) -> EngineSpec | None:
     model = ServedModel.objects.filter(name=name, enabled=True).first()
     if model is None:
         return None
+    # The simulated engine takes vLLM's arguments too, but what suits this machine's processor is no matter to it.
+    machine_arguments = machine.engine_arguments() if settings.VBATCH_ENGINE == "vllm" else ""
     return EngineSpec(
         name=model.name,
         source=catalogue.source_of(model),
-        arguments=split_arguments(settings.VBATCH_VLLM_ARGS, model.engine_args),
+        arguments=split_arguments(machine_arguments, settings.VBATCH_VLLM_ARGS, model.engine_args),
         kind=settings.VBATCH_ENGINE,
         log=settings.VBATCH_HOME / "logs" / f"engine-{holder}.log",
     )

@@ -26,6 +26,7 @@ PURE = [
     "workers/failures.py",
     "workers/client.py",
     "workers/engine.py",
+    "workers/machine.py",
     "vbatch_site/guard.py",
     "vbatch_site/openai/ids.py",
     "vbatch_site/openai/wording.py",

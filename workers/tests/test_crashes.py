@@ -84,3 +84,18 @@ def test_one_line_that_kills_the_engine_gets_an_error_and_the_rest_goes_on(new_h
         assert Counter(line["custom_id"] for line in output) == Counter(f"line-{i}" for i in range(1000) if i != 400)
         crashes = server.query("SELECT count(*) FROM workers_service WHERE state = 'failed'")[0][0]
         assert crashes <= 11  # log2(512 in flight) + 2
+
+
+def test_a_killed_embedded_postgres_is_started_again_and_the_batch_goes_on(new_home: Path) -> None:
+    with Server(new_home, VBATCH_SIM_LINES_PER_SECOND="300", DATABASE_URL="") as server:
+        batch_id = server.create(_input(2000))
+        wait_until(lambda: server.batch(batch_id)["request_counts"]["completed"] > 300, 60)
+        postmaster = int((new_home / "postgres" / "postmaster.pid").read_text().splitlines()[0])
+        psutil.Process(postmaster).kill()
+
+        def ended() -> dict[str, Any] | None:
+            status, _, batch = server.request("GET", f"/v1/batches/{batch_id}")
+            assert status in (200, 503), batch
+            return batch if status == 200 and batch["status"] == "completed" else None
+
+        _check_exactly_once(server, wait_until(ended, 90, step=0.5), 2000)

@@ -14,6 +14,7 @@ from django.contrib.auth import get_user_model
 from django.core.management import call_command
 from django.core.management.base import BaseCommand, CommandError
 
+from vbatch_site import database
 from vbatch_site.models import ApiKey, Project
 from vbatch_site.supervisor import Supervisor, cluster, web
 
@@ -41,11 +42,16 @@ class Command(BaseCommand):
             self.greet(host, port)
             supervisor.start()
             try:
-                for program in supervisor.watch():
+                for program in supervisor.watch(also=self.revive_database):
                     self.stderr.write(f"vbatch: {program.name} ended by itself; starting it again.")
             finally:
                 self.stdout.write("vbatch: stopping.")
                 supervisor.stop()
+
+    def revive_database(self) -> None:
+        """Start the embedded Postgres again if it was killed."""
+        if database.revive():
+            self.stderr.write("vbatch: Postgres ended by itself; started it again.")
 
     def greet(self, host: str, port: int) -> None:
         """Say where things are and, on the first start, the secrets that are shown once."""
