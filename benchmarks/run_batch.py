@@ -2,8 +2,9 @@
 
     python benchmarks/run_batch.py [--requests 600] [--rounds 2] [--json FILE]
 
-What is compared is the rate while requests are generated, without the time to load the model: vLLM's from its progress
-bar, ours from the moment the engine was ready to the last result. Needs the sample models (`make setup`).
+What is compared is the rate while requests are generated, without the time to load the model: vLLM's between the
+first and the last drawing of its progress bar, ours from the moment the engine was ready to the last result. Needs the
+sample models (`make samples`).
 """
 
 import argparse
@@ -16,6 +17,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -66,18 +68,24 @@ def tokens(path: Path) -> int:
 
 def peer(source: Path, folder: Path) -> dict[str, float]:
     """Run vLLM's own runner; return requests per second and tokens."""
-    out, log = folder / "peer.jsonl", folder / "peer.log"
+    out = folder / "peer.jsonl"
     command = [sys.executable, "-m", "vllm.entrypoints.openai.run_batch", "-i", str(source), "-o", str(out)]
     command += ["--model", str(MODEL), "--served-model-name", NAME, *shlex.split(ARGUMENTS)]
-    with log.open("wb") as stream:
-        subprocess.run(command, env=environment(folder), stdout=stream, stderr=stream, check=True, cwd=ROOT)
-    rates = re.findall(
-        r"100%\|[^|]*\|\s*\d+/\d+\s*\[(\d+):(\d+)<[^,]*,\s*([\d.]+)(it/s|s/it|\S+/s)", log.read_text(errors="replace")
-    )
-    if not rates:
-        raise SystemExit(f"no finished progress bar in {log}")
-    value, unit = float(rates[-1][2]), rates[-1][3]
-    return {"requests_per_second": 1 / value if unit == "s/it" else value, "tokens": tokens(out)}
+    began = ended = 0.0
+    said: list[str] = []
+    with subprocess.Popen(
+        command, env=environment(folder), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT
+    ) as process:
+        # Its bar is drawn when the first request is submitted and when the last is done; the rate it shows is smoothed.
+        for line in process.stdout or ():
+            said.append(line)
+            if "Running batch" in line:
+                began = began or time.monotonic()
+                ended = time.monotonic()
+    if process.returncode or not began or not out.exists():
+        raise SystemExit("".join(said[-30:]) + "vLLM's run_batch failed")
+    count = len(out.read_text().splitlines())
+    return {"requests_per_second": count / (ended - began), "tokens": tokens(out)}
 
 
 def ours(source: Path, folder: Path) -> dict[str, float]:
