@@ -107,6 +107,14 @@ def test_a_chat_batch_then_an_embeddings_batch_then_chat_again_run_on_one_slot(c
     assert len(near) == 384
     assert dot(near, nearer) > dot(near, far) + 0.3
 
+    query = {"model": EMBEDDING_MODEL, "query": "pets", "documents": texts}
+    pairs = {"model": EMBEDDING_MODEL, "text_1": texts[0], "text_2": texts[1:]}
+    for url, body in (("/v1/rerank", query), ("/v1/score", pairs)):
+        line = json.dumps({"custom_id": url, "method": "POST", "url": url, "body": body})
+        batch, output, errors = _run(client, line, url)
+        assert (batch.status, errors) == ("completed", {})
+        assert _body(output[url]).get("results") or _body(output[url]).get("data")
+
     batch, output, _ = _run(client, chat_line("again", TEXT), "/v1/chat/completions")
     assert batch.status == "completed"
     loads = server.query(
