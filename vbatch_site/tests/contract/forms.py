@@ -61,6 +61,12 @@ def _paths(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
 
+def uploaded_files(server: Server) -> int:
+    """Return how many uploaded files can be seen; other tests' batches make output files meanwhile."""
+    seen = "SELECT count(*) FROM files_file WHERE deleted_at IS NULL AND purpose <> 'batch_output'"
+    return int(server.query(seen)[0][0])
+
+
 def assert_nothing_left(server: Server) -> None:
     """Check that no upload lies around: not in the folder where files arrive, and none in the storage without a row."""
     wait_until(lambda: not _paths(server.home / "tmp"), 10)

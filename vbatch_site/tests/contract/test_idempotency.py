@@ -12,7 +12,7 @@ from django.utils import timezone
 
 from vbatch_site.models import IdempotencyKey, Project
 from vbatch_site.openai import idempotency
-from vbatch_site.tests.contract.forms import LINE, Part, assert_nothing_left, multipart
+from vbatch_site.tests.contract.forms import LINE, Part, assert_nothing_left, multipart, uploaded_files
 from vbatch_site.tests.servers import Server, chat_line
 
 Answer = tuple[int, dict[str, str], Any]
@@ -143,12 +143,12 @@ def test_a_file_that_differs_in_anything_is_a_409(sim_server: Server, key: str, 
 
 def test_files_of_one_key_at_the_same_time_are_one(sim_server: Server, key: str) -> None:
     content = chat_line("r1", text="x" * 4_000_000).encode()
-    before = sim_server.query("SELECT count(*) FROM files_file WHERE deleted_at IS NULL")[0][0]
+    before = uploaded_files(sim_server)
     with ThreadPoolExecutor(6) as pool:
         answers = list(pool.map(lambda _: upload(sim_server, key, content), range(6)))
     assert {status for status, _, _ in answers} == {200}, answers
     assert len({body["id"] for _, _, body in answers}) == 1
-    assert sim_server.query("SELECT count(*) FROM files_file WHERE deleted_at IS NULL")[0][0] == before + 1
+    assert uploaded_files(sim_server) == before + 1
     assert_nothing_left(sim_server)
 
 

@@ -16,6 +16,7 @@ from vbatch_site.tests.contract.forms import (
     multipart,
     send_form,
     upload,
+    uploaded_files,
 )
 from vbatch_site.tests.servers import Server, chat_line, wait_until
 
@@ -211,11 +212,6 @@ def test_a_json_body_too_large_is_413(sim_server: Server, megabytes: int, chunke
     assert answer[1]["openai-version"]
 
 
-def _files(server: Server) -> int:
-    """Count the files that can be seen; the sweep removes the rows of deleted ones when it likes."""
-    return int(server.query("SELECT count(*) FROM files_file WHERE deleted_at IS NULL")[0][0])
-
-
 def _form(purpose: bytes = b"batch", content: bytes = LINE) -> bytes:
     return multipart([("purpose", None, purpose), ("file", "input.jsonl", content)])
 
@@ -264,9 +260,9 @@ WHOLE = _form(content=LINE * 1000)
 def test_hostile_multipart_is_refused_and_leaves_nothing(
     sim_server: Server, body: bytes, status: int, chunked: bool
 ) -> None:
-    before = _files(sim_server)
+    before = uploaded_files(sim_server)
     assert_refused(send_form(sim_server, _pieces(body, 60_000) if chunked else body), status)
-    assert _files(sim_server) == before
+    assert uploaded_files(sim_server) == before
     assert_nothing_left(sim_server)
 
 
@@ -303,11 +299,11 @@ def _half_an_upload(server: Server) -> Iterator[None]:
 
 
 def test_a_client_that_goes_away_leaves_nothing(sim_server: Server) -> None:
-    before = _files(sim_server)
+    before = uploaded_files(sim_server)
     with _half_an_upload(sim_server):
         wait_until(lambda: any((sim_server.home / "tmp").iterdir()), 10)
     assert_nothing_left(sim_server)
-    assert _files(sim_server) == before
+    assert uploaded_files(sim_server) == before
 
 
 def test_uploads_that_stall_hold_up_nobody(sim_server: Server) -> None:

@@ -13,6 +13,7 @@ from uuid import uuid4
 import openai
 import pytest
 
+from vbatch_site.tests.contract.forms import uploaded_files
 from vbatch_site.tests.servers import Server, chat_line, wait_until
 
 PART_BYTES = 67_108_864  # the SDK's DEFAULT_PART_SIZE
@@ -174,13 +175,13 @@ def test_item_093_a_part_that_is_not_named_is_left_out_and_removed(sim_server: S
 def test_item_094_a_wrong_total_or_md5_is_400_and_leaves_no_file(
     sim_server: Server, size: int, fields: dict[str, str], param: str
 ) -> None:
-    before = sim_server.query("SELECT count(*) FROM files_file")
+    before = uploaded_files(sim_server)
     upload_id = begun(sim_server, size)
     ids = [part(sim_server, upload_id, b"abc"), part(sim_server, upload_id, b"def")]
     status, _, answer = complete(sim_server, upload_id, ids, **fields)
     assert status == 400
     assert answer["error"]["param"] == param
-    assert sim_server.query("SELECT count(*) FROM files_file") == before
+    assert uploaded_files(sim_server) == before
     # The upload is as it was: what was missing can still be sent.
     if size == 7:
         assert complete(sim_server, upload_id, [*ids, part(sim_server, upload_id, b"g")])[0] == 200
@@ -272,12 +273,12 @@ def test_item_096_completions_at_the_same_time_make_one_file(sim_server: Server)
     chunk = random.randbytes(4 << 20)
     upload_id = begun(sim_server, 5 * len(chunk))
     ids = [part(sim_server, upload_id, chunk) for _ in range(5)]
-    before = sim_server.query("SELECT count(*) FROM files_file")[0][0]
+    before = uploaded_files(sim_server)
     with ThreadPoolExecutor(6) as pool:
         answers = list(pool.map(lambda _: complete(sim_server, upload_id, ids), range(6)))
     assert {status for status, _, _ in answers} == {200}
     assert len({upload["file"]["id"] for _, _, upload in answers}) == 1
-    assert sim_server.query("SELECT count(*) FROM files_file")[0][0] == before + 1
+    assert uploaded_files(sim_server) == before + 1
     assert content(sim_server, answers[0][2]["file"]["id"]) == 5 * chunk
 
 
