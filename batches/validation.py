@@ -27,8 +27,7 @@ RUNNABLE: dict[str, tuple[tuple[str, ...], str]] = {
     "/v1/score": ((), "Score"),
     "/v1/rerank": (("query", "documents"), "Rerank"),
 }
-# Accepted as values at creation (contract.md 2.1); no engine here answers them.
-KNOWN = ("/v1/moderations", "/v1/images/generations", "/v1/images/edits", "/v1/videos")
+# Accepted as values at creation (contract.md 2.1), also those that no engine here answers.
 OPENAI_ENDPOINTS = (
     "/v1/responses",
     "/v1/chat/completions",

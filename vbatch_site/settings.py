@@ -7,6 +7,7 @@ from django.core.exceptions import ImproperlyConfigured
 from psycopg.conninfo import conninfo_to_dict
 
 from vbatch_site.env import BadSetting, env_bool, env_choice, env_int, env_list, env_number, env_str, secret_file
+from workers.machine import gpu_count
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 
@@ -20,9 +21,7 @@ VBATCH_LAUNCHER = env_choice("VBATCH_LAUNCHER", "local", ("local", "slurm"))
 VBATCH_COMPLETION_WINDOWS = env_list("VBATCH_COMPLETION_WINDOWS", "24h")
 VBATCH_LENIENT_CREATE = env_bool("VBATCH_LENIENT_CREATE")
 VBATCH_ENQUEUED_TOKEN_LIMIT = env_int("VBATCH_ENQUEUED_TOKEN_LIMIT", 0)  # of a project and model; 0: none
-# The driver lists one folder a GPU; reading it touches no CUDA, which a process that forks must not.
-_GPUS = len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
-VBATCH_GPU_WORKERS = env_int("VBATCH_GPU_WORKERS", _GPUS or 1, minimum=1)
+VBATCH_GPU_WORKERS = env_int("VBATCH_GPU_WORKERS", gpu_count() or 1, minimum=1)
 VBATCH_VLLM_ARGS = env_str("VBATCH_VLLM_ARGS")
 VBATCH_SHARE_ANSWERS = env_bool("VBATCH_SHARE_ANSWERS", default=True)
 VBATCH_LEASE_SECONDS = env_number("VBATCH_LEASE_SECONDS", 10, minimum=1)
