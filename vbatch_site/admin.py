@@ -1,7 +1,9 @@
 """Projects and keys in the admin; and the bases that the other rooms' admin classes share."""
 
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from django import forms
 from django.conf import settings
 from django.contrib import admin, messages
 from django.core.paginator import Paginator
@@ -12,20 +14,27 @@ from django.utils import timezone
 from django.utils.functional import cached_property
 from django.utils.html import format_html
 from unfold.admin import ModelAdmin
+from unfold.widgets import UnfoldAdminCheckboxSelectMultipleWidget
 
-from vbatch_site.models import ApiKey, Project
+from vbatch_site.models import ApiKey, Project, Scope, all_areas
+from vbatch_site.openai.auth import is_trusted_network
+
+# Between the issue of a successor and the death of the old key: time to bring the new one to every program.
+ROTATION_OVERLAP = timedelta(days=1)
 
 if TYPE_CHECKING:
     AnyPaginator = Paginator[Any]
+    KeyModelForm = forms.ModelForm[ApiKey]
 else:
     AnyPaginator = Paginator
+    KeyModelForm = forms.ModelForm
 
 
 def environment(request: HttpRequest) -> list[str] | None:
     """Return the badge of every page: what a person must not overlook about this server."""
     if settings.VBATCH_ENGINE == "sim":
         return ["Simulated engine", "danger"]
-    return ["Open to all without a key", "warning"] if settings.VBATCH_AUTH == "optional" else None
+    return ["Open to all without a key", "warning"] if is_trusted_network() else None
 
 
 class EstimatingPaginator(AnyPaginator):
@@ -73,29 +82,58 @@ class ReadOnlyAdmin(SiteAdmin):
 class ProjectAdmin(SiteAdmin):
     """Tenants."""
 
-    list_display = ["name", "created_at"]
+    list_display = ["name", "weight", "created_at"]
     search_fields = ["name"]
-    readonly_fields = ["created_at"]
+    fields = [
+        "name",
+        "created_at",
+        "weight",
+        "requests_per_minute",
+        "batches_per_hour",
+        "queued_requests",
+        "queued_tokens",
+        "storage_bytes",
+    ]
 
     def get_readonly_fields(self, request: HttpRequest, obj: Project | None = None) -> list[str]:
         """Keep the name of a project that exists: keys and scripts refer to it."""
         return ["created_at", "name"] if obj else ["created_at"]
 
 
+class ApiKeyForm(KeyModelForm):
+    """What a person chooses of a key."""
+
+    scopes = forms.MultipleChoiceField(
+        choices=Scope.choices, initial=all_areas, widget=UnfoldAdminCheckboxSelectMultipleWidget
+    )
+
+
 @admin.register(ApiKey)
 class ApiKeyAdmin(SiteAdmin):
-    """Keys: issued here, shown once, revoked here."""
+    """Keys: issued here, shown once, rotated and revoked here."""
 
-    list_display = ["name", "prefix", "project", "created_at", "last_used_at", "expires_at", "revoked_at"]
+    form = ApiKeyForm
+    list_display = ["name", "prefix", "project", "scopes", "created_at", "last_used_at", "expires_at", "revoked_at"]
     list_filter = ["project"]
     list_select_related = ["project"]
     search_fields = ["name", "prefix"]
-    fields = ["project", "name", "expires_at", "prefix", "created_at", "last_used_at", "revoked_at"]
-    actions = ["revoke"]
+    fields = [
+        "project",
+        "name",
+        "scopes",
+        "expires_at",
+        "prefix",
+        "created_at",
+        "last_used_at",
+        "last_used_from",
+        "revoked_at",
+        "successor",
+    ]
+    actions = ["rotate", "revoke"]
 
     def get_readonly_fields(self, request: HttpRequest, obj: ApiKey | None = None) -> list[str]:
         """Let a person choose what a new key is for, and nothing else."""
-        written_by_us = ["prefix", "created_at", "last_used_at", "revoked_at"]
+        written_by_us = ["prefix", "created_at", "last_used_at", "last_used_from", "revoked_at", "successor"]
         return [*written_by_us, "project"] if obj else written_by_us
 
     def save_model(self, request: HttpRequest, obj: ApiKey, form: Any, change: bool) -> None:
@@ -103,9 +141,22 @@ class ApiKeyAdmin(SiteAdmin):
         if not change:
             draft, text = ApiKey.draft(obj.project, obj.name)
             obj.prefix, obj.key_hash = draft.prefix, draft.key_hash
-            note = format_html("The key is <code>{}</code>. It is shown this once; copy it now.", text)
-            self.message_user(request, note, messages.WARNING)
+            self._show(request, text)
         super().save_model(request, obj, form, change)
+
+    def _show(self, request: HttpRequest, text: str) -> None:
+        note = format_html("The key is <code>{}</code>. It is shown this once; copy it now.", text)
+        self.message_user(request, note, messages.WARNING)
+
+    @admin.action(description="Rotate: issue a successor, the old key works one more day", permissions=["change"])
+    def rotate(self, request: HttpRequest, queryset: QuerySet[ApiKey]) -> None:
+        """Issue successors, and show their texts this once."""
+        now = timezone.now()
+        for key in queryset.select_related("project"):
+            if not key.is_live(now) or key.successor_id:
+                self.message_user(request, f"{key} has ended or has a successor already.", messages.WARNING)
+                continue
+            self._show(request, key.rotate(now, ROTATION_OVERLAP)[1])
 
     @admin.action(description="Revoke", permissions=["change"])
     def revoke(self, request: HttpRequest, queryset: QuerySet[ApiKey]) -> None:

@@ -1,10 +1,13 @@
 """Projects and the API keys that speak for them."""
 
 import hashlib
+import hmac
 import secrets
 from datetime import datetime, timedelta
 
-from django.db import models
+from django.contrib.postgres.fields import ArrayField
+from django.core.validators import MinValueValidator
+from django.db import models, transaction
 from django.utils import timezone
 
 DEFAULT_PROJECT = "default"
@@ -12,12 +15,26 @@ DEFAULT_PROJECT = "default"
 # A use is written at most this often, so that a polling client does not cost a write per poll.
 LAST_USED_RESOLUTION = timedelta(minutes=1)
 
+_PREFIX = 12  # characters of a key that are kept and shown; 32 unknown bytes are left
+
+_LIMIT = "Empty: the server's own limit. 0: none."
+
 
 class Project(models.Model):
     """A tenant: owns keys, files and batches, and sees nothing of another's."""
 
     name = models.SlugField(max_length=64, unique=True)
     created_at = models.DateTimeField(default=timezone.now, editable=False)
+    weight = models.PositiveSmallIntegerField(
+        default=1, validators=[MinValueValidator(1)], help_text="Share of the engines when projects compete for them."
+    )
+    requests_per_minute = models.PositiveIntegerField(null=True, blank=True, help_text=_LIMIT)
+    batches_per_hour = models.PositiveIntegerField(null=True, blank=True, help_text=_LIMIT)
+    queued_requests = models.PositiveBigIntegerField(null=True, blank=True, help_text=f"Of running batches. {_LIMIT}")
+    queued_tokens = models.PositiveBigIntegerField(
+        null=True, blank=True, help_text=f"About four bytes each, of running batches of one model. {_LIMIT}"
+    )
+    storage_bytes = models.PositiveBigIntegerField(null=True, blank=True, help_text=f"Of all files. {_LIMIT}")
 
     class Meta:
         ordering = ["name"]
@@ -36,15 +53,34 @@ def hash_key(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()
 
 
+class Scope(models.TextChoices):
+    """What a key may be used for."""
+
+    BATCHES = "batches", "Files, uploads and batches"
+    LIVE = "live", "Live requests"
+    SERVICES = "services", "Start and stop services"
+    READ_ONLY = "read-only", "Read only: what is ticked above, or all of it when nothing is"
+
+
+AREAS = (Scope.BATCHES, Scope.LIVE, Scope.SERVICES)
+
+
+def all_areas() -> list[str]:
+    """Return the scopes of a key that may do everything."""
+    return [area.value for area in AREAS]
+
+
 class ApiKeyQuerySet(models.QuerySet["ApiKey"]):
     """Questions asked of keys."""
 
     def valid_for(self, key: str, now: datetime) -> "ApiKey | None":
         """Return the live key that this text is, with its project loaded."""
-        found = self.filter(key_hash=hash_key(key), revoked_at=None).select_related("project").first()
-        if found is None or (found.expires_at is not None and found.expires_at <= now):
-            return None
-        return found
+        digest = hash_key(key)
+        # Found by what is no secret, so that the comparison of what is one takes the same time for every wrong key.
+        for found in self.filter(prefix=key[:_PREFIX], revoked_at=None).select_related("project"):
+            if hmac.compare_digest(found.key_hash, digest) and found.is_live(now):
+                return found
+        return None
 
 
 class ApiKey(models.Model):
@@ -52,12 +88,17 @@ class ApiKey(models.Model):
 
     project = models.ForeignKey(Project, on_delete=models.CASCADE, related_name="api_keys")
     name = models.CharField(max_length=100)
-    prefix = models.CharField(max_length=16, editable=False)
+    scopes = ArrayField(models.CharField(max_length=16, choices=Scope.choices), default=all_areas)
+    prefix = models.CharField(max_length=16, editable=False, db_index=True)
     key_hash = models.CharField(max_length=64, unique=True, editable=False)
     created_at = models.DateTimeField(default=timezone.now, editable=False)
     expires_at = models.DateTimeField(null=True, blank=True)
     last_used_at = models.DateTimeField(null=True, blank=True, editable=False)
+    last_used_from = models.GenericIPAddressField(null=True, blank=True, editable=False)
     revoked_at = models.DateTimeField(null=True, blank=True)
+    successor = models.ForeignKey(
+        "self", null=True, blank=True, on_delete=models.SET_NULL, related_name="predecessors", editable=False
+    )
 
     objects = ApiKeyQuerySet.as_manager()
 
@@ -72,19 +113,46 @@ class ApiKey(models.Model):
     def draft(cls, project: Project, name: str) -> tuple["ApiKey", str]:
         """Return an unsaved key and its text, which is kept nowhere."""
         text = "sk-vb-" + secrets.token_urlsafe(32)
-        return cls(project=project, name=name, prefix=text[:12], key_hash=hash_key(text)), text
+        return cls(project=project, name=name, prefix=text[:_PREFIX], key_hash=hash_key(text)), text
 
     @classmethod
-    def issue(cls, project: Project, name: str) -> tuple["ApiKey", str]:
-        """Save a new key and return it with its text."""
+    def issue(
+        cls, project: Project, name: str, *, scopes: list[str] | None = None, expires_at: datetime | None = None
+    ) -> tuple["ApiKey", str]:
+        """Save a new key and return it with its text; without scopes it may do everything."""
         key, text = cls.draft(project, name)
+        key.scopes, key.expires_at = scopes or all_areas(), expires_at
         key.save()
         return key, text
 
-    def touch(self, now: datetime) -> None:
-        """Note that the key was used."""
+    def is_live(self, now: datetime) -> bool:
+        """Return whether the key opens anything."""
+        return self.revoked_at is None and (self.expires_at is None or self.expires_at > now)
+
+    def allows(self, area: str | None, *, reading: bool) -> bool:
+        """Return whether the key may be used for this area; None is what every key may do."""
+        if Scope.READ_ONLY in self.scopes and not reading:
+            return False
+        # Read only and nothing else: it reads everything.
+        named = [scope for scope in self.scopes if scope != Scope.READ_ONLY] or all_areas()
+        return area is None or area in named
+
+    def rotate(self, now: datetime, overlap: timedelta) -> tuple["ApiKey", str]:
+        """Issue a successor of the same rights, and let this key die after the overlap; return both as `issue` does."""
+        life = self.expires_at - self.created_at if self.expires_at else None
+        with transaction.atomic():
+            successor, text = ApiKey.issue(
+                self.project, self.name, scopes=self.scopes, expires_at=now + life if life else None
+            )
+            self.successor = successor
+            self.expires_at = min(self.expires_at or now + overlap, now + overlap)
+            self.save(update_fields=["successor", "expires_at"])
+        return successor, text
+
+    def touch(self, now: datetime, address: str | None) -> None:
+        """Note that the key was used, and from where."""
         if self.last_used_at is None or now - self.last_used_at > LAST_USED_RESOLUTION:
-            ApiKey.objects.filter(pk=self.pk).update(last_used_at=now)
+            ApiKey.objects.filter(pk=self.pk).update(last_used_at=now, last_used_from=address)
 
 
 class IdempotencyKey(models.Model):

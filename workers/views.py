@@ -26,6 +26,8 @@ def model_dict(model: ServedModel) -> ModelDict:
 class ModelsView(APIView):
     """All models."""
 
+    scope = None
+
     def get(self, request: Request) -> Response:
         """List what can be asked for."""
         models = ServedModel.objects.filter(enabled=True)
@@ -35,6 +37,8 @@ class ModelsView(APIView):
 @schema.model
 class ModelView(APIView):
     """One model; its name may have slashes, encoded or not."""
+
+    scope = None
 
     def get(self, request: Request, name: str) -> Response:
         """Show it."""

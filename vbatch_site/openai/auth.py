@@ -1,14 +1,15 @@
 """Who is asking: bearer keys, and the project that each request acts for."""
 
+from ipaddress import ip_address
 from typing import Any
 
 from django.conf import settings
 from django.utils import timezone
 from rest_framework.authentication import BaseAuthentication
-from rest_framework.permissions import BasePermission
+from rest_framework.permissions import SAFE_METHODS, BasePermission
 from rest_framework.request import Request
 
-from vbatch_site.models import ApiKey, Project
+from vbatch_site.models import ApiKey, Project, Scope
 from vbatch_site.openai.errors import ApiError, Json
 
 _CHALLENGE = {"www-authenticate": 'Bearer realm="vbatch API"'}
@@ -19,12 +20,25 @@ def _masked(key: str) -> str:
     return key if len(key) <= 8 else f"{key[:4]}{'*' * 8}{key[-4:]}"
 
 
+def _address(request: Request) -> str | None:
+    """Return where a request came from; None when the server listens on a socket file."""
+    try:
+        return str(ip_address(request.META.get("REMOTE_ADDR", "")))
+    except ValueError:
+        return None
+
+
 class ApiRequest(Request):
     """A request as views see it. Only a type: what BearerAuthentication and the parsers make of DRF's own."""
 
     user: Project  # type: ignore[assignment]
     auth: ApiKey | None
     data: Json
+
+
+def is_trusted_network() -> bool:
+    """Return whether any key or none acts for the default project: pages must say so."""
+    return bool(settings.VBATCH_AUTH == "optional")
 
 
 class BearerAuthentication(BaseAuthentication):
@@ -34,12 +48,12 @@ class BearerAuthentication(BaseAuthentication):
         """Put the project on `request.user` and the key on `request.auth`, or raise a 401."""
         scheme, _, text = request.META.get("HTTP_AUTHORIZATION", "").partition(" ")
         text = text.strip()
-        optional = settings.VBATCH_AUTH == "optional"
+        optional = is_trusted_network()
         if scheme.lower() == "bearer" and text:
             now = timezone.now()
             key = ApiKey.objects.valid_for(text, now)
             if key is not None:
-                key.touch(now)
+                key.touch(now, _address(request))
                 return key.project, key
             if not optional:
                 message = f"Incorrect API key provided: {_masked(text)}. Keys are issued in the admin."
@@ -49,9 +63,27 @@ class BearerAuthentication(BaseAuthentication):
         raise ApiError("Missing bearer or basic authentication in header", http_status=401, headers=_CHALLENGE)
 
 
+def check_scope(key: ApiKey | None, area: str | None, method: str) -> None:
+    """Refuse a key that was not issued for an area, or only to read; raise a 403.
+
+    No key is what VBATCH_AUTH=optional lets in: it may do everything.
+    """
+    if key is None or key.allows(area, reading=method in SAFE_METHODS):
+        return
+    lacking = "write" if key.allows(area, reading=True) else area
+    message = f"You have insufficient permissions for this operation. Missing scopes: {lacking}."
+    raise ApiError(message, code="missing_scope", http_status=403)
+
+
 class HasProject(BasePermission):
-    """Let a request through that acts for a project."""
+    """Let a request through that acts for a project with a key issued for the view's `scope`.
+
+    A view outside the files and batches rooms names its own: `scope = Scope.LIVE`; None is open to every key.
+    """
 
     def has_permission(self, request: Request, view: Any) -> bool:
-        """Return whether authentication found a project."""
-        return isinstance(request.user, Project)
+        """Return whether authentication found a project; raise ApiError when its key is for something else."""
+        if not isinstance(request.user, Project):
+            return False
+        check_scope(request.auth, getattr(view, "scope", Scope.BATCHES), request.method or "")
+        return True

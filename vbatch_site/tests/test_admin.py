@@ -32,7 +32,8 @@ def test_every_list_opens_and_searches(operator: Client, model: type) -> None:
 
 def test_a_key_is_shown_once_stored_hashed_and_opens_the_api(operator: Client) -> None:
     project = Project.default()
-    page = operator.post("/admin/vbatch_site/apikey/add/", {"project": project.pk, "name": "app"}, follow=True)
+    form = {"project": project.pk, "name": "app", "scopes": ["batches", "live"]}
+    page = operator.post("/admin/vbatch_site/apikey/add/", form, follow=True)
     found = re.search(r"sk-vb-[\w-]{20,}", page.content.decode())
     assert found is not None
     text = found[0]
@@ -43,6 +44,18 @@ def test_a_key_is_shown_once_stored_hashed_and_opens_the_api(operator: Client) -
     assert Client().get("/v1/models", headers=bearer).status_code == 200
     operator.post("/admin/vbatch_site/apikey/", {"action": "revoke", "_selected_action": [key.pk]})
     assert Client().get("/v1/models", headers=bearer).status_code == 401
+
+
+def test_a_key_is_rotated_once_and_its_successor_shown_once(operator: Client) -> None:
+    key, old = ApiKey.issue(Project.default(), "app")
+    asked = {"action": "rotate", "_selected_action": [key.pk]}
+    page = operator.post("/admin/vbatch_site/apikey/", asked, follow=True).content.decode()
+    found = re.search(r"sk-vb-[\w-]{20,}", page)
+    assert found is not None
+    for text in (old, found[0]):
+        assert Client().get("/v1/models", headers={"Authorization": f"Bearer {text}"}).status_code == 200
+    assert found[0] not in operator.post("/admin/vbatch_site/apikey/", asked, follow=True).content.decode()
+    assert ApiKey.objects.count() == 2
 
 
 def test_a_batch_can_be_cancelled_but_not_edited(operator: Client) -> None:
