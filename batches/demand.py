@@ -14,3 +14,4 @@ class Waiting:
     created_at: datetime
     expires_at: datetime
     lines: int
+    priority: int = 0  # -100 to 100; higher goes first

@@ -5,16 +5,17 @@ the order shard, then batch by id, so that two workers never wait for each other
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from django.conf import settings
 from django.db import connection, transaction
+from django.db.backends.utils import CursorWrapper
 from django.db.models import F, Q
 from django.utils import timezone
 
-from batches import doorbell
+from batches import doorbell, samples
 from batches.demand import Waiting
 from batches.models import Batch, Result, Shard, StaleTransition
 from batches.outcome import Outcome
@@ -38,8 +39,8 @@ class Lease:
     lines: tuple[PlannedLine, ...]  # those without a result yet
 
 
-_COPY = f"COPY batches_result ({', '.join(Outcome._fields)}) FROM STDIN (FORMAT BINARY)"
-_COLUMN_TYPES = ["varchar", "int4", "text", "int2", "varchar", "bytea", "varchar", "text", *["int4"] * 5, "int2"]
+_COPY = f"COPY batches_result (position, {', '.join(Outcome._fields)}) FROM STDIN (FORMAT BINARY)"
+_OUTCOME_TYPES = ["varchar", "int4", "text", "int2", "varchar", "bytea", "varchar", "text", *["int4"] * 5, "int2"]
 
 
 def _term() -> timedelta:
@@ -55,9 +56,9 @@ def waiting(now: datetime) -> list[Waiting]:
     with connection.cursor() as cursor:
         cursor.execute(
             """
-            SELECT b.id, b.project_id, s.model, b.created_at, b.expires_at, sum(s.count - s.done)
+            SELECT b.id, b.project_id, s.model, b.created_at, b.expires_at, sum(s.count - s.done), b.priority
               FROM batches_shard s JOIN batches_batch b ON b.id = s.batch_id
-             WHERE b.status = 'in_progress' AND b.expires_at > %s
+             WHERE b.status = 'in_progress' AND b.paused_at IS NULL AND b.expires_at > %s
                AND s.state IN ('pending', 'leased') AND (s.state = 'pending' OR s.lease_expires_at < %s)
              GROUP BY b.id, s.model ORDER BY b.created_at, b.id
             """,
@@ -78,7 +79,7 @@ def claim(batch_id: str, model: str, holder: str) -> Lease | None:
         )
         if shard is None:
             return None
-        batch = Batch.objects.filter(pk=batch_id, status=BatchStatus.IN_PROGRESS).first()
+        batch = Batch.objects.filter(pk=batch_id, status=BatchStatus.IN_PROGRESS, paused_at=None).first()
         if batch is None:
             return None
         taken_before = shard.epoch > 0
@@ -132,8 +133,10 @@ class _Sums:
     cached_tokens: int = 0
     output_tokens: int = 0
     reasoning_tokens: int = 0
+    committed: int = 0
 
     def add(self, outcome: Outcome) -> None:
+        self.committed += 1
         if outcome.succeeded:
             self.completed += 1
             self.input_tokens += outcome.input_tokens
@@ -144,17 +147,22 @@ class _Sums:
             self.failed += 1
 
 
+_ADDED = ", ".join(f"{name} = {name} + %s" for name in _Sums.__slots__)
+_COUNT = f"UPDATE batches_batch SET {_ADDED} WHERE id = %s RETURNING committed"  # noqa: S608 (our own names)
+
+
 def commit(finished: Sequence[tuple[Lease, Outcome]]) -> set[int]:
     """Write results, counters and leases in one transaction; return the shards whose lease was kept.
 
     Results of a lost lease are dropped: another worker runs those lines.
     """
     by_shard: dict[int, list[Outcome]] = defaultdict(list)
-    epochs: dict[int, int] = {}
+    found: dict[int, Lease] = {}
     for lease, outcome in finished:
         by_shard[lease.shard_id].append(outcome)
-        epochs[lease.shard_id] = lease.epoch
+        found[lease.shard_id] = lease
     ids = sorted(by_shard)
+    now = timezone.now()
     with transaction.atomic(), connection.cursor() as cursor:
         # Rows are locked in id order first, because an UPDATE with a join locks in any order.
         cursor.execute("SELECT 1 FROM batches_shard WHERE id = ANY(%s) ORDER BY id FOR UPDATE", [ids])
@@ -168,26 +176,35 @@ def commit(finished: Sequence[tuple[Lease, Outcome]]) -> set[int]:
              WHERE s.id = mine.id AND s.epoch = mine.epoch AND s.state = 'leased'
          RETURNING s.id, s.batch_id, s.state
             """,
-            [timezone.now() + _term(), ids, [epochs[i] for i in ids], [len(by_shard[i]) for i in ids]],
+            [now + _term(), ids, [found[i].epoch for i in ids], [len(by_shard[i]) for i in ids]],
         )
         rows = cursor.fetchall()
-        kept = {shard_id for shard_id, _, _ in rows}
-        sums: dict[str, _Sums] = defaultdict(_Sums)
+        kept = sorted(shard_id for shard_id, _, _ in rows)
+        positions = _count(cursor, (outcome for shard_id in kept for outcome in by_shard[shard_id]))
+        # Written after the batches' rows are locked: the next position goes to whoever commits next.
         with cursor.copy(_COPY) as copy:  # several times cheaper than INSERT on both sides
-            copy.set_types(_COLUMN_TYPES)
+            copy.set_types(["int4", *_OUTCOME_TYPES])
             for shard_id in kept:
                 for outcome in by_shard[shard_id]:
-                    sums[outcome.batch_id].add(outcome)
-                    copy.write_row(outcome)
-        for batch_id in sorted(sums):
-            added = sums[batch_id]
-            Batch.objects.filter(pk=batch_id).update(
-                **{name: F(name) + getattr(added, name) for name in _Sums.__slots__ if getattr(added, name)}
-            )
+                    copy.write_row((next(positions[outcome.batch_id]), *outcome))
+        samples.add(cursor, now, ((found[shard_id].model, by_shard[shard_id]) for shard_id in kept))
         # The batch's row is locked by now, so of two workers that commit its last shards the second sees the first's.
         for batch_id in sorted({batch_id for _, batch_id, state in rows if state == ShardState.DONE}):
             finish_if_done(batch_id)
-    return kept
+    return set(kept)
+
+
+def _count(cursor: CursorWrapper, outcomes: Iterable[Outcome]) -> dict[str, Iterator[int]]:
+    """Add outcomes to their batches' counters; return the positions of each batch's new results."""
+    sums: dict[str, _Sums] = defaultdict(_Sums)
+    for outcome in outcomes:
+        sums[outcome.batch_id].add(outcome)
+    positions = {}
+    for batch_id in sorted(sums):
+        cursor.execute(_COUNT, [*(getattr(sums[batch_id], name) for name in _Sums.__slots__), batch_id])
+        (last,) = cursor.fetchone()
+        positions[batch_id] = iter(range(last - sums[batch_id].committed + 1, last + 1))
+    return positions
 
 
 def finish_if_done(batch_id: str) -> None:

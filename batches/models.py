@@ -7,13 +7,29 @@ from django.db import models, transaction
 from django.db.models import Q
 from django.utils import timezone
 
-from batches.states import ACTIVE, SOURCES, TERMINAL, BatchStatus, ShardState, timestamp_field
+from batches.states import ACTIVE, SOURCES, TERMINAL, BatchStatus, EventKind, ShardState, timestamp_field
 from vbatch_site.models import Project
 from vbatch_site.openai import ids
+
+LOWEST_PRIORITY, HIGHEST_PRIORITY = -100, 100
 
 
 class StaleTransition(Exception):
     """The batch was no longer in a state that the move starts from."""
+
+
+class Provenance(models.Model):
+    """What answered: one row for each different set of facts about an engine."""
+
+    id = models.CharField(primary_key=True, max_length=32, editable=False, help_text="A digest of the facts.")
+    facts = models.JSONField()
+    created_at = models.DateTimeField(default=timezone.now, editable=False)
+
+    class Meta:
+        verbose_name_plural = "provenance"
+
+    def __str__(self) -> str:
+        return self.id
 
 
 class BatchQuerySet(models.QuerySet["Batch"]):
@@ -42,6 +58,8 @@ class Batch(models.Model):
     metadata = models.JSONField(null=True, blank=True)
     output_life_seconds = models.PositiveIntegerField(null=True, blank=True)
     default_model = models.CharField(max_length=200, blank=True, help_text="For lines that name no model.")
+    priority = models.SmallIntegerField(default=0, help_text="-100 to 100; higher goes first.")
+    paused_at = models.DateTimeField(null=True, blank=True, editable=False)
 
     model = models.CharField(max_length=200, null=True, blank=True)  # noqa: DJ001 (null on the wire until validated)
     errors = models.JSONField(null=True, blank=True)
@@ -57,6 +75,8 @@ class Batch(models.Model):
     cached_tokens = models.PositiveBigIntegerField(default=0)
     output_tokens = models.PositiveBigIntegerField(default=0)
     reasoning_tokens = models.PositiveBigIntegerField(default=0)
+    committed = models.PositiveIntegerField(default=0, editable=False, help_text="Results ever written; see Result.")
+    provenance = models.ManyToManyField(Provenance, blank=True, related_name="batches")
 
     created_at = models.DateTimeField(default=timezone.now, editable=False)
     expires_at = models.DateTimeField()
@@ -86,7 +106,10 @@ class Batch(models.Model):
             ),
         ]
         constraints = [
-            models.CheckConstraint(condition=Q(status__in=[s.value for s in BatchStatus]), name="batches_known_status")
+            models.CheckConstraint(condition=Q(status__in=[s.value for s in BatchStatus]), name="batches_known_status"),
+            models.CheckConstraint(
+                condition=Q(priority__range=(LOWEST_PRIORITY, HIGHEST_PRIORITY)), name="batches_priority"
+            ),
         ]
 
     def __str__(self) -> str:
@@ -118,18 +141,21 @@ class Batch(models.Model):
 
 
 class BatchEvent(models.Model):
-    """One change of a batch's state; rows are only ever added."""
+    """One change of a batch's state, or one thing that a person told it to do; rows are only ever added."""
 
     batch = models.ForeignKey(Batch, on_delete=models.CASCADE, related_name="events")
     at = models.DateTimeField()
-    status = models.CharField(max_length=12)
+    kind = models.CharField(
+        max_length=8, choices=[(k.value, k.value) for k in EventKind], default=EventKind.STATUS, editable=False
+    )
+    status = models.CharField(max_length=12, help_text="The batch's state after it.")
     reason = models.CharField(max_length=200, blank=True)
 
     class Meta:
         ordering = ["id"]
 
     def __str__(self) -> str:
-        return f"{self.batch_id} {self.status}"
+        return f"{self.batch_id} {self.status if self.kind == EventKind.STATUS else self.kind}"
 
 
 class Shard(models.Model):
@@ -167,7 +193,11 @@ class Shard(models.Model):
 
 
 class Result(models.Model):
-    """One finished line. Lives here until its batch is finalized into files."""
+    """One finished line. Lives here until its batch is finalized into files.
+
+    `position` counts a batch's results in the order in which they were committed, from 1. It is given out with the
+    batch's row locked, so a row that becomes visible later always has a higher one. A retried line gets a new one.
+    """
 
     id = models.BigAutoField(primary_key=True)
     # The unique constraint below is the index on batch as well.
@@ -185,10 +215,14 @@ class Result(models.Model):
     reasoning_tokens = models.PositiveIntegerField(default=0)
     milliseconds = models.PositiveIntegerField(default=0)
     attempts = models.PositiveSmallIntegerField(default=1)
+    position = models.PositiveIntegerField()
 
     class Meta:
         ordering = ["batch", "line"]
-        constraints = [models.UniqueConstraint(fields=["batch", "line"], name="results_once")]
+        constraints = [
+            models.UniqueConstraint(fields=["batch", "line"], name="results_once"),
+            models.UniqueConstraint(fields=["batch", "position"], name="results_by_position"),
+        ]
 
     def __str__(self) -> str:
         return f"{self.batch_id}:{self.line}"
@@ -197,3 +231,36 @@ class Result(models.Model):
     def succeeded(self) -> bool:
         """Whether the line belongs in the output file."""
         return self.status_code == 200 and not self.error_code
+
+
+class ResultIndex(models.Model):
+    """Where each line of an ended batch lies in its files, in the order in which the lines were committed."""
+
+    batch = models.OneToOneField(Batch, on_delete=models.CASCADE, primary_key=True, related_name="result_index")
+    entries = models.BinaryField(help_text="Packed (position, file, offset), see ordering.py.")
+    expires_at = models.DateTimeField(db_index=True, help_text="When the files go.")
+
+    def __str__(self) -> str:
+        return self.batch_id
+
+
+class Sample(models.Model):
+    """What one batch and model committed in one stretch of time: measured rates are made of these."""
+
+    batch = models.ForeignKey(Batch, on_delete=models.CASCADE, related_name="samples", db_index=False)
+    model = models.CharField(max_length=200)
+    at = models.DateTimeField(help_text="When the stretch began; it is progress.SAMPLE_SECONDS long.")
+    lines = models.PositiveIntegerField(default=0, help_text="Completed and failed.")
+    failed = models.PositiveIntegerField(default=0)
+    input_tokens = models.PositiveBigIntegerField(default=0)
+    cached_tokens = models.PositiveBigIntegerField(default=0)
+    output_tokens = models.PositiveBigIntegerField(default=0)
+    milliseconds = models.PositiveBigIntegerField(default=0, help_text="Spent on the lines by the engine, summed.")
+
+    class Meta:
+        ordering = ["batch", "at"]
+        constraints = [models.UniqueConstraint(fields=["batch", "at", "model"], name="samples_once")]
+        indexes = [models.Index(fields=["model", "at"], name="samples_of_model")]
+
+    def __str__(self) -> str:
+        return f"{self.batch_id} {self.at}"

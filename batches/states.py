@@ -57,6 +57,16 @@ COLOURS: dict[BatchStatus, str] = {
 }
 
 
+class EventKind(StrEnum):
+    """What a line of a batch's journal is about: its state, or something a person asked for."""
+
+    STATUS = "status"
+    PAUSE = "pause"
+    RESUME = "resume"
+    PRIORITY = "priority"
+    RETRY = "retry"
+
+
 class ShardState(StrEnum):
     """Where a shard is."""
 

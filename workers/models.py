@@ -7,6 +7,7 @@ from django.core.exceptions import ValidationError
 from django.db import models
 from django.utils import timezone
 
+from batches.models import Provenance
 from batches.validation import RUNNABLE
 
 CHAT_ENDPOINTS = ["/v1/chat/completions", "/v1/completions", "/v1/responses"]
@@ -89,6 +90,9 @@ class Service(models.Model):
     ready_at = models.DateTimeField(null=True, blank=True, editable=False)
     ended_at = models.DateTimeField(null=True, blank=True, editable=False)
     error = models.TextField(blank=True)
+    provenance = models.ForeignKey(
+        Provenance, on_delete=models.PROTECT, related_name="services", null=True, blank=True, editable=False
+    )
 
     class Meta:
         ordering = ["-created_at"]

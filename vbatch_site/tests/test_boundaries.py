@@ -22,6 +22,7 @@ PURE = [
     "batches/outcome.py",
     "batches/wire.py",
     "batches/demand.py",
+    "batches/progress.py",
     "workers/scheduler.py",
     "workers/failures.py",
     "workers/client.py",
