@@ -8,7 +8,7 @@ from batches.models import Batch, StaleTransition
 from batches.serializers import batch_dict
 from batches.states import BatchStatus
 from vbatch_site.models import Project
-from vbatch_site.openai import idempotency
+from vbatch_site.openai import idempotency, owned
 from vbatch_site.openai.auth import ApiRequest
 from vbatch_site.openai.errors import ApiError, wrong_id
 from vbatch_site.openai.pagination import page
@@ -21,10 +21,8 @@ def find_batch(project: Project, batch_id: str) -> Batch:
     """Return the project's batch, or raise the 404 that also hides other projects' batches."""
     if not batch_id.startswith("batch"):
         raise wrong_id("batch_id", batch_id[:200], "batch")
-    batch = Batch.objects.visible_to(project).filter(pk=batch_id.replace("\0", "")).first()
-    if batch is None:
-        raise ApiError(f"No batch found with id '{batch_id[:200]}'.", http_status=404)
-    return batch
+    refusal = ApiError(f"No batch found with id '{batch_id[:200]}'.", http_status=404)
+    return owned.find(Batch.objects.all(), project, batch_id, refusal)
 
 
 @schema.batches

@@ -109,10 +109,6 @@ class UploadState(models.TextChoices):
 class UploadQuerySet(models.QuerySet["Upload"]):
     """Questions asked of uploads."""
 
-    def visible_to(self, project: Project) -> "UploadQuerySet":
-        """Return the project's uploads."""
-        return self.filter(project=project)
-
     def pending(self) -> "UploadQuerySet":
         """Return uploads that nothing has ended."""
         return self.filter(state=UploadState.PENDING)

@@ -15,7 +15,7 @@ from files import storage
 from files.jsonl import iter_lines
 from files.models import BATCH_FILE_LIFE, UPLOAD_PURPOSES, File, Purpose
 from vbatch_site.models import Project
-from vbatch_site.openai import ids
+from vbatch_site.openai import ids, owned
 from vbatch_site.openai.errors import ApiError, check_bounds, missing, not_supported, wrong_type
 from vbatch_site.openai.idempotency import Claim
 
@@ -112,10 +112,7 @@ def no_such_file(file_id: str) -> ApiError:
 
 def find(project: Project, file_id: str) -> File:
     """Return the project's file, or raise the 404 that also hides other projects' files."""
-    file = File.objects.visible_to(project).filter(pk=file_id.replace("\0", "")).first()
-    if file is None:
-        raise no_such_file(file_id)
-    return file
+    return owned.find(File.objects.visible_to(project), project, file_id, no_such_file(file_id))
 
 
 def announce(project: Project, purpose: str, filename: str, size: int, lifetime: Lifetime | None) -> File:

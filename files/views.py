@@ -15,7 +15,7 @@ from files import parts, schema, storage, uploads
 from files.models import PRIVATE_PURPOSES, File, Upload
 from files.multipart import DataParser
 from files.serializers import file_dict, part_dict, upload_dict
-from vbatch_site.openai import idempotency
+from vbatch_site.openai import idempotency, owned
 from vbatch_site.openai.auth import ApiRequest
 from vbatch_site.openai.errors import ApiError, Json, missing
 from vbatch_site.openai.pagination import page
@@ -108,11 +108,8 @@ class FileContentView(APIView):
 
 def find_upload(request: ApiRequest, upload_id: str) -> Upload:
     """Return the project's upload, or raise the 404 that also hides other projects' uploads."""
-    uploads_here = Upload.objects.visible_to(request.user).select_related("project", "file")
-    upload = uploads_here.filter(pk=upload_id.replace("\0", "")).first()
-    if upload is None:
-        raise ApiError(f"No such Upload object: {upload_id[:200]}", param="upload_id", http_status=404)
-    return upload
+    refusal = ApiError(f"No such Upload object: {upload_id[:200]}", param="upload_id", http_status=404)
+    return owned.find(Upload.objects.select_related("project", "file"), request.user, upload_id, refusal)
 
 
 @schema.uploads

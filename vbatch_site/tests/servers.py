@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from uuid import uuid4
 
 import psutil
@@ -83,10 +83,10 @@ def chat_line(custom_id: str, text: str = "hello", model: str | None = MODEL, **
 class Server:
     """One process tree and the ways to look at it."""
 
-    def __init__(self, home: Path, **settings: str) -> None:
+    def __init__(self, home: Path, database: str = "", **settings: str) -> None:
         self.home = home
         self.port = free_port()
-        self.database = new_database()
+        self.database = database or new_database()
         self.env = {
             **os.environ,
             "VBATCH_HOME": str(home),
@@ -100,7 +100,7 @@ class Server:
         self.process: subprocess.Popen[bytes] | None = None
         self._key: str | None = None
 
-    def __enter__(self) -> "Server":
+    def __enter__(self) -> Self:
         self.start()
         return self
 
@@ -123,12 +123,16 @@ class Server:
         """Run a management command and return what it printed."""
         return _manage(*arguments, env=self.env)
 
+    def command(self) -> list[str]:
+        """Return what is started."""
+        return [sys.executable, "manage.py", "serve"]
+
     def start(self) -> None:
         """Start the tree and wait until it answers."""
         self.home.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "manage.py", "serve"], cwd=ROOT, env=self.env, stdout=log, stderr=log
+            self.process = subprocess.Popen(  # noqa: S603
+                self.command(), cwd=ROOT, env=self.env, stdout=log, stderr=log
             )
         wait_until(self.is_up, 60)
 
@@ -181,6 +185,11 @@ class Server:
         """Ask the server's own database."""
         with psycopg.connect(self.database) as connection:
             return connection.execute(statement, values).fetchall()
+
+    def execute(self, statement: str, *values: Any) -> None:
+        """Change the server's own database."""
+        with psycopg.connect(self.database) as connection:
+            connection.execute(statement, values)
 
     def request(
         self,
@@ -263,3 +272,12 @@ class Server:
         """Return the user text of each request that the simulated engine took."""
         path = self.home / "requests.log"
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+class Web(Server):
+    """One web process and nothing else; several may share a database and a home."""
+
+    def command(self) -> list[str]:
+        """Return what is started."""
+        program = "vbatch_site.asgi:application"
+        return [sys.executable, "-m", "uvicorn", program, "--port", str(self.port), "--lifespan", "off"]
