@@ -10,7 +10,7 @@ from django.conf import settings
 from django.db import transaction
 
 from batches import doorbell
-from batches.models import Batch
+from batches.models import Batch, OnInvalidLine
 from batches.validation import ENDPOINTS, OPENAI_ENDPOINTS
 from files import storage
 from files.jsonl import iter_lines
@@ -45,6 +45,8 @@ class BatchRequest:
     metadata: dict[str, str] | None
     default_model: str
     output_life_seconds: int | None
+    allow_mixed_models: bool
+    on_invalid_line: OnInvalidLine
 
 
 def create(project: Project, body: Json, key: Claim | None = None) -> Batch:
@@ -62,6 +64,8 @@ def create(project: Project, body: Json, key: Claim | None = None) -> Batch:
             metadata=wanted.metadata,
             default_model=wanted.default_model,
             output_life_seconds=wanted.output_life_seconds,
+            allow_mixed_models=wanted.allow_mixed_models,
+            on_invalid_line=wanted.on_invalid_line,
         )
         doorbell.ring_validate(batch.pk)
         holder = key.hold(batch.pk) if key else batch.pk
@@ -90,7 +94,16 @@ def read(project: Project, body: Json) -> BatchRequest:
     if file is not None and file.purpose != Purpose.BATCH:
         message = f"Invalid file purpose: '{file.purpose}'. The input file of a batch must have purpose 'batch'."
         raise ApiError(message, param="input_file_id", code="invalid_file_purpose")
-    return BatchRequest(file_id, str(endpoint), str(window), metadata, default_model, life.seconds if life else None)
+    return BatchRequest(
+        input_file_id=file_id,
+        endpoint=str(endpoint),
+        completion_window=str(window),
+        metadata=metadata,
+        default_model=default_model,
+        output_life_seconds=life.seconds if life else None,
+        allow_mixed_models=read_flag(body, "allow_mixed_models"),
+        on_invalid_line=read_on_invalid_line(body),
+    )
 
 
 def _file_id(body: Json) -> str:
@@ -102,6 +115,23 @@ def _file_id(body: Json) -> str:
     if not file_id.startswith("file") or len(file_id) > 64 or not file_id.isprintable():
         raise wrong_id("input_file_id", file_id[:200], "file")
     return file_id
+
+
+def read_flag(body: Json, param: str) -> bool:
+    """Return an optional flag, or raise ApiError."""
+    value = body.get(param)
+    if value is not None and not isinstance(value, bool):
+        raise wrong_type(param, "a boolean", value)
+    return bool(value)
+
+
+def read_on_invalid_line(body: Json) -> OnInvalidLine:
+    """Return what a bad line does to the batch, or raise ApiError."""
+    value = body.get("on_invalid_line")
+    if value is None:
+        return OnInvalidLine.FAIL
+    _check_choice("on_invalid_line", value, OnInvalidLine.values)
+    return OnInvalidLine(value)
 
 
 def _check_choice(param: str, value: Any, accepted: Any, named: Any = None) -> None:

@@ -106,7 +106,8 @@ def _write_lines(
                 totals.failed += bool(batch.abort_code)
                 continue
             if result.error_code:
-                errors.add(wire.error_line(at, result.custom_id, result.error_code, result.error_message))
+                number = None if result.attempts else result.line
+                errors.add(wire.error_line(at, result.custom_id, result.error_code, result.error_message, number))
             else:
                 body = wire.one_line(bytes(result.body or b"null"))
                 target = output if result.succeeded else errors

@@ -182,16 +182,27 @@ def commit(finished: Sequence[tuple[Lease, Outcome]]) -> set[int]:
         kept = sorted(shard_id for shard_id, _, _ in rows)
         positions = _count(cursor, (outcome for shard_id in kept for outcome in by_shard[shard_id]))
         # Written after the batches' rows are locked: the next position goes to whoever commits next.
-        with cursor.copy(_COPY) as copy:  # several times cheaper than INSERT on both sides
-            copy.set_types(["int4", *_OUTCOME_TYPES])
-            for shard_id in kept:
-                for outcome in by_shard[shard_id]:
-                    copy.write_row((next(positions[outcome.batch_id]), *outcome))
+        fresh = (outcome for shard_id in kept for outcome in by_shard[shard_id])
+        _write(cursor, ((next(positions[outcome.batch_id]), outcome) for outcome in fresh))
         samples.add(cursor, now, ((found[shard_id].model, by_shard[shard_id]) for shard_id in kept))
         # The batch's row is locked by now, so of two workers that commit its last shards the second sees the first's.
         for batch_id in sorted({batch_id for _, batch_id, state in rows if state == ShardState.DONE}):
             finish_if_done(batch_id)
     return set(kept)
+
+
+def write_settled(first: int, outcomes: Sequence[Outcome]) -> None:
+    """Write results of a batch that is not open yet, so that nobody holds a lease; positions count from the first."""
+    if outcomes:
+        with transaction.atomic(), connection.cursor() as cursor:
+            _write(cursor, enumerate(outcomes, first))
+
+
+def _write(cursor: CursorWrapper, results: Iterable[tuple[int, Outcome]]) -> None:
+    with cursor.copy(_COPY) as copy:  # several times cheaper than INSERT on both sides
+        copy.set_types(["int4", *_OUTCOME_TYPES])
+        for position, outcome in results:
+            copy.write_row((position, *outcome))
 
 
 def _count(cursor: CursorWrapper, outcomes: Iterable[Outcome]) -> dict[str, Iterator[int]]:
@@ -243,6 +254,17 @@ def abort(batch_id: str, code: str, message: str) -> None:
         except StaleTransition:
             return
         doorbell.ring_finalize(batch_id)
+
+
+def abort_model(batch_id: str, model: str, code: str, message: str) -> None:
+    """End a batch's work for one model; what is left of it gets this error, and other models' lines go on."""
+    with transaction.atomic():
+        shards = Shard.objects.filter(batch_id=batch_id, model=model, state__in=OPEN_SHARDS)
+        list(shards.select_for_update().order_by("id").values_list("id"))
+        shards.update(state=ShardState.CLOSED, epoch=F("epoch") + 1)
+        running = Batch.objects.filter(pk=batch_id, status=BatchStatus.IN_PROGRESS)
+        if running.update(abort_code=code, abort_message=message):
+            finish_if_done(batch_id)
 
 
 def close_shards(batch_id: str) -> bool:

@@ -32,6 +32,13 @@ class Provenance(models.Model):
         return self.id
 
 
+class OnInvalidLine(models.TextChoices):
+    """What becomes of a batch with a bad line: it fails, or the line fails alone."""
+
+    FAIL = "fail"
+    SKIP = "skip"
+
+
 class BatchQuerySet(models.QuerySet["Batch"]):
     """Questions asked of batches."""
 
@@ -61,7 +68,20 @@ class Batch(models.Model):
     priority = models.SmallIntegerField(default=0, help_text="-100 to 100; higher goes first.")
     paused_at = models.DateTimeField(null=True, blank=True, editable=False)
 
-    model = models.CharField(max_length=200, null=True, blank=True)  # noqa: DJ001 (null on the wire until validated)
+    allow_mixed_models = models.BooleanField(default=False, editable=False)
+    on_invalid_line = models.CharField(
+        max_length=4, choices=OnInvalidLine.choices, default=OnInvalidLine.FAIL, editable=False
+    )
+    continue_from = models.CharField(
+        max_length=40,
+        blank=True,
+        editable=False,
+        help_text="The batch whose answers are taken over.",
+    )
+
+    model = models.CharField(  # noqa: DJ001 (null on the wire until validated, and with several)
+        max_length=200, null=True, blank=True
+    )
     errors = models.JSONField(null=True, blank=True)
     abort_code = models.CharField(max_length=64, blank=True, help_text="Why lines that never ran did not.")
     abort_message = models.TextField(blank=True)
@@ -203,7 +223,7 @@ class Result(models.Model):
     # The unique constraint below is the index on batch as well.
     batch = models.ForeignKey(Batch, on_delete=models.CASCADE, related_name="results", db_index=False)
     line = models.PositiveIntegerField()
-    custom_id = models.TextField()
+    custom_id = models.TextField(null=True)  # noqa: DJ001 (a bad line may have none)
     status_code = models.PositiveSmallIntegerField(null=True, blank=True)
     request_id = models.CharField(max_length=64, blank=True)
     body = models.BinaryField(null=True, blank=True, help_text="The engine's answer, as it wrote it.")
@@ -214,7 +234,7 @@ class Result(models.Model):
     output_tokens = models.PositiveIntegerField(default=0)
     reasoning_tokens = models.PositiveIntegerField(default=0)
     milliseconds = models.PositiveIntegerField(default=0)
-    attempts = models.PositiveSmallIntegerField(default=1)
+    attempts = models.PositiveSmallIntegerField(default=1, help_text="0: it never ran here.")
     position = models.PositiveIntegerField()
 
     class Meta:

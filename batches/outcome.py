@@ -8,7 +8,7 @@ class Outcome(NamedTuple):
 
     batch_id: str
     line: int
-    custom_id: str
+    custom_id: str | None  # None for a bad line that has none
     status_code: int | None = None
     request_id: str = ""
     body: bytes | None = None

@@ -122,6 +122,11 @@ class Plan:
         return _PACKED.pack(self.numbers[index], self.offsets[index], self.lengths[index], repeats)
 
 
+def pack(lines: Iterable[PlannedLine]) -> bytes:
+    """Return lines as a shard keeps them."""
+    return b"".join(_PACKED.pack(*line) for line in lines)
+
+
 def unpack(packed: bytes | memoryview) -> Iterator[PlannedLine]:
     """Yield the lines of a shard."""
     return map(PlannedLine._make, _PACKED.iter_unpack(packed))

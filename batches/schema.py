@@ -1,6 +1,6 @@
 """How the Batch API is described."""
 
-from typing import Annotated, NotRequired, TypedDict
+from typing import Annotated, Literal, NotRequired, TypedDict
 
 from django.conf import settings
 from drf_spectacular.utils import extend_schema_view
@@ -27,6 +27,8 @@ class CreateBatchDict(TypedDict):
     completion_window: Annotated[str, Meta(extra_json_schema={"enum": settings.VBATCH_COMPLETION_WINDOWS})]
     metadata: NotRequired[Annotated[dict[_KEY, _VALUE], Meta(max_length=MAX_METADATA_PAIRS)] | None]
     output_expires_after: NotRequired[LifetimeDict | None]
+    allow_mixed_models: NotRequired[bool | None]
+    on_invalid_line: NotRequired[Literal["fail", "skip"] | None]
 
 
 batches = extend_schema_view(

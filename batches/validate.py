@@ -3,13 +3,14 @@
 import msgspec
 from django.conf import settings
 from django.db import transaction
-from django.db.models import OuterRef, Subquery, Sum
+from django.db.models import Exists, OuterRef, Q, Subquery, Sum
 from django.utils import timezone
 
 from batches import doorbell
 from batches.catalogue import known_models
 from batches.locks import batch_lock
-from batches.models import Batch, Shard, StaleTransition
+from batches.models import Batch, OnInvalidLine, Shard, StaleTransition
+from batches.settled import SettledLines
 from batches.states import BatchStatus
 from batches.validation import LineError, Validator
 from files import storage
@@ -40,8 +41,14 @@ def _validate(batch_id: str) -> bool:
         file = File.objects.visible_to(batch.project).filter(pk=batch.input_file_id).first()
         if file is None:
             return _fail(batch, [_cannot_find(batch)])
+        settled = SettledLines(batch.pk)
         validator = Validator(
-            batch.endpoint, known_models(), batch.default_model, share_answers=settings.VBATCH_SHARE_ANSWERS
+            batch.endpoint,
+            known_models(),
+            batch.default_model,
+            share_answers=settings.VBATCH_SHARE_ANSWERS,
+            allow_mixed_models=batch.allow_mixed_models,
+            skip=settled.refuse if batch.on_invalid_line == OnInvalidLine.SKIP else None,
         )
         try:
             with storage.opened(file.path) as stream:
@@ -52,9 +59,10 @@ def _validate(batch_id: str) -> bool:
         except FileNotFoundError:
             return _fail(batch, [_cannot_find(batch)])
         validator.finish()
-        if validator.errors:
+        if validator.failed:
             return _fail(batch, validator.errors)
-        return _begin(batch, validator)
+        settled.store()
+        return _begin(batch, validator, settled)
 
 
 def _cannot_find(batch: Batch) -> LineError:
@@ -81,7 +89,11 @@ def _over_limit(batch: Batch, model: str) -> LineError | None:
     # Two batches that are validated at once must count each other.
     Project.objects.select_for_update().get(pk=batch.project_id)
     size = File.objects.filter(pk=OuterRef("input_file_id")).values("bytes")
-    running = Batch.objects.filter(project=batch.project_id, model=model, status=BatchStatus.IN_PROGRESS)
+    # A batch of several models has its whole file counted for each of them.
+    one_of_several = Q(model=None) & Exists(Shard.objects.filter(batch=OuterRef("pk"), model=model))
+    running = Batch.objects.filter(
+        Q(model=model) | one_of_several, project=batch.project_id, status=BatchStatus.IN_PROGRESS
+    )
     waiting = running.annotate(size=Subquery(size)).aggregate(sum=Sum("size"))["sum"] or 0
     own = File.objects.values_list("bytes", flat=True).get(pk=batch.input_file_id)
     if (waiting + own) // _BYTES_PER_TOKEN <= limit:
@@ -93,19 +105,27 @@ def _over_limit(batch: Batch, model: str) -> LineError | None:
     return LineError("token_limit_exceeded", message, None, None)
 
 
-def _begin(batch: Batch, validator: Validator) -> bool:
+def _begin(batch: Batch, validator: Validator, settled: SettledLines) -> bool:
     """Write the plan and open the batch to the workers in one transaction."""
-    model = validator.model or ""
     try:
         with transaction.atomic():
-            if over := _over_limit(batch, model):
-                return _fail(batch, [over])
-            shards = enumerate(validator.plan.shards(model))
-            Shard.objects.bulk_create(
-                (Shard(batch=batch, index=i, model=s.model, lines=s.packed, count=s.count) for i, s in shards),
-                batch_size=200,
+            for model in validator.plans:
+                if over := _over_limit(batch, model):
+                    return _fail(batch, [over])
+            planned = validator.shards()
+            shards = (
+                Shard(batch=batch, index=i, model=s.model, lines=s.packed, count=s.count) for i, s in enumerate(planned)
             )
-            batch.move(BatchStatus.IN_PROGRESS, model=model, total=len(validator.plan), rung_at=timezone.now())
+            Shard.objects.bulk_create(shards, batch_size=200)
+            settled.add_to_plan()
+            batch.move(
+                BatchStatus.IN_PROGRESS,
+                model=validator.model,
+                total=validator.requests,
+                failed=validator.invalid,
+                committed=len(settled),
+                rung_at=timezone.now(),
+            )
             doorbell.ring_gpu()
     except StaleTransition:
         return False

@@ -4,14 +4,14 @@ One pass, every bad line reported, nothing kept of a line but its place and a di
 """
 
 import json
-from collections.abc import Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from hashlib import blake2b
 
 import msgspec
 
 from batches.bodies import Body, answer_digest, read_body
-from batches.planning import Plan, PlannedLine
+from batches.planning import Plan, PlannedLine, PlannedShard
 from vbatch_site.openai import wording
 
 MAX_REQUESTS = 50_000
@@ -129,6 +129,18 @@ def parse_line(raw: bytes) -> RequestLine:
     return _line_decoder.decode(raw)
 
 
+def read_custom_id(raw: bytes | None) -> str | None:
+    """Return the custom_id of a line that may have any fault, None where there is none that could be stored."""
+    try:
+        line = json.loads(raw or b"")
+        custom_id = line.get("custom_id") if isinstance(line, dict) else None
+        # Lone surrogates and U+0000 can be in no file or row of ours.
+        storable = isinstance(custom_id, str) and "\0" not in custom_id and custom_id.encode()
+    except (ValueError, RecursionError):
+        return None
+    return custom_id if storable or custom_id == "" else None
+
+
 def count_inputs(raw: msgspec.Raw) -> int:
     """Return how many texts an embeddings request asks for."""
     value = msgspec.json.decode(raw)
@@ -137,25 +149,53 @@ def count_inputs(raw: msgspec.Raw) -> int:
     return 1 if value and isinstance(value[0], int) else len(value)
 
 
+# What is told of a bad line that the batch runs without: its fault, its place and its bytes.
+InvalidLine = Callable[[LineError, PlannedLine, bytes | None], None]
+
+
 @dataclass
 class Validator:
-    """Collects the faults and the plan of one file, fed line by line."""
+    """Collects the faults and the plans of one file, fed line by line.
+
+    With `skip` a bad line is handed to it and fails alone. `counts_all` reads on when the list of faults is full.
+    """
 
     endpoint: str
     catalogue: Catalogue
     default_model: str = ""
     share_answers: bool = True
+    allow_mixed_models: bool = False
+    skip: InvalidLine | None = None
+    counts_all: bool = False
     errors: list[LineError] = field(default_factory=list)
-    plan: Plan = field(default_factory=Plan)
-    model: str | None = None
+    plans: dict[str, Plan] = field(default_factory=dict)
     requests: int = 0
+    invalid: int = 0
+    failed: bool = False
+    _model: str | None = None
     _inputs: int = 0
     _seen: set[bytes] = field(default_factory=set)
 
     @property
     def full(self) -> bool:
         """Whether reading on can add nothing to the report."""
-        return self.requests > MAX_REQUESTS or len(self.errors) >= MAX_ERRORS
+        enough = len(self.errors) >= MAX_ERRORS and self.skip is None and not self.counts_all
+        return self.requests > MAX_REQUESTS or enough
+
+    @property
+    def model(self) -> str | None:
+        """The one model that all good lines name, None when there are several."""
+        return next(iter(self.plans)) if len(self.plans) == 1 else None
+
+    @property
+    def valid(self) -> int:
+        """How many lines are good."""
+        return min(self.requests, MAX_REQUESTS) - self.invalid
+
+    def shards(self) -> Iterator[PlannedShard]:
+        """Yield the lines to run, model by model."""
+        for model, plan in self.plans.items():
+            yield from plan.shards(model)
 
     def feed(self, number: int, offset: int, raw: bytes | None) -> None:
         """Check one physical line; blank ones are skipped, and None is a line too long to be held."""
@@ -164,6 +204,7 @@ class Validator:
         self.requests += 1
         if self.requests > MAX_REQUESTS:
             return
+        place = PlannedLine(number, offset, len(raw or b""))
         try:
             if raw is None:
                 raise _Invalid("line_too_long", "This line is longer than 32 MiB.", None)
@@ -171,30 +212,44 @@ class Validator:
         except _Invalid as fault:
             # A message may quote the line, and Postgres takes no U+0000.
             message = fault.message.replace("\0", "\ufffd")
-            self.errors.append(LineError(fault.code, message, fault.param, number))
+            self._refuse(LineError(fault.code, message, fault.param, number), place, raw)
         else:
-            same = self.share_answers and body.is_deterministic(self.endpoint)
-            self.plan.add(
-                PlannedLine(number, offset, len(raw)),
-                body.prompt_bytes(),
-                body.most_tokens(),
-                answer_digest(line.body) if same else None,
-            )
+            self._accept(place, line, body)
 
     def finish(self) -> None:
-        """Add the faults of the file as a whole."""
-        if self.requests == 0:
-            message = "The input file is empty. Please ensure that the batch contains at least one request."
-            self.errors.append(LineError("empty_file", message, None, None))
-        if self.requests > MAX_REQUESTS:
-            message = f"The input file has more than the {MAX_REQUESTS:,} requests that a batch may have."
-            self.errors.insert(0, LineError("too_many_requests", message, None, None))
+        """Add the faults of the file as a whole, and say whether the batch fails."""
+        whole: list[LineError] = []
         if self._inputs > MAX_EMBEDDING_INPUTS:
             message = (
                 f"The input file has more than the {MAX_EMBEDDING_INPUTS:,} embedding inputs that a batch may have."
             )
-            self.errors.insert(0, LineError("too_many_inputs", message, None, None))
+            whole.append(LineError("too_many_inputs", message, None, None))
+        if self.requests > MAX_REQUESTS:
+            message = f"The input file has more than the {MAX_REQUESTS:,} requests that a batch may have."
+            whole.append(LineError("too_many_requests", message, None, None))
+        if self.requests == 0:
+            message = "The input file is empty. Please ensure that the batch contains at least one request."
+            whole.append(LineError("empty_file", message, None, None))
+        self.errors[:0] = whole
         del self.errors[MAX_ERRORS:]
+        self.failed = bool(whole) or (bool(self.invalid) and (self.skip is None or not self.valid))
+
+    def _refuse(self, error: LineError, place: PlannedLine, raw: bytes | None) -> None:
+        self.invalid += 1
+        if len(self.errors) < MAX_ERRORS:
+            self.errors.append(error)
+        if self.skip is not None:
+            self.skip(error, place, raw)
+
+    def _accept(self, place: PlannedLine, line: RequestLine, body: Body) -> None:
+        model = body.model or self.default_model
+        self._model = self._model or model
+        if self.endpoint == "/v1/embeddings" and isinstance(body.input, msgspec.Raw):
+            self._inputs += count_inputs(body.input)
+        same = self.share_answers and body.is_deterministic(self.endpoint)
+        self.plans.setdefault(model, Plan()).add(
+            place, body.prompt_bytes(), body.most_tokens(), answer_digest(line.body) if same else None
+        )
 
     def _check(self, raw: bytes) -> tuple[RequestLine, Body]:
         try:
@@ -204,7 +259,8 @@ class Validator:
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             raise _explain(raw) from None
         if line.method != "POST":
-            raise _Invalid("invalid_method", f"Invalid method: '{line.method}'. Only 'POST' is supported.", "method")
+            message = f"Invalid method: '{line.method[:200]}'. Only 'POST' is supported."
+            raise _Invalid("invalid_method", message, "method")
         if line.url != self.endpoint:
             message = "The URL provided for this request does not match the batch endpoint."
             raise _Invalid("invalid_url", message, "url")
@@ -236,8 +292,6 @@ class Validator:
         for name in required:
             if getattr(body, name) is msgspec.UNSET:
                 raise _missing(name, f"body.{name}")
-        if self.endpoint == "/v1/embeddings" and isinstance(body.input, msgspec.Raw):
-            self._inputs += count_inputs(body.input)
         return body
 
     def _check_model(self, model: str) -> None:
@@ -249,9 +303,11 @@ class Validator:
         if self.endpoint not in self.catalogue[model]:
             message = f"The model '{model}' does not answer '{self.endpoint}' on this server."
             raise _Invalid("endpoint_not_supported", message, "body.model")
-        if self.model is None:
-            self.model = model
-        elif model != self.model:
+        if self.allow_mixed_models:
+            return
+        if self._model is None and self.skip is None:
+            self._model = model
+        elif self._model is not None and model != self._model:
             message = (
                 f"The model '{model}' for this request does not match the rest of the batch. "
                 "Each batch must contain requests for a single model."

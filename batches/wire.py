@@ -82,11 +82,11 @@ def one_line(body: bytes) -> bytes:
     return body if b"\n" not in body and b"\r" not in body else msgspec.json.format(body, indent=-1)
 
 
-def _head(at: int, custom_id: str) -> bytes:
+def _head(at: int, custom_id: str | None) -> bytes:
     return b'{"id":"' + ids.timed_id("batch_req", at).encode() + b'","custom_id":' + _encode(custom_id)
 
 
-def response_line(at: int, custom_id: str, status_code: int, request_id: str, body: bytes) -> bytes:
+def response_line(at: int, custom_id: str | None, status_code: int, request_id: str, body: bytes) -> bytes:
     """Return the line of a request that the engine answered, with whatever status."""
     return b"%b,%b%d,%b%b,%b%b%b" % (
         _head(at, custom_id),
@@ -100,7 +100,7 @@ def response_line(at: int, custom_id: str, status_code: int, request_id: str, bo
     )
 
 
-def error_line(at: int, custom_id: str, code: str, message: str) -> bytes:
-    """Return the line of a request that got no answer."""
-    error = _encode({"code": code, "message": message})
+def error_line(at: int, custom_id: str | None, code: str, message: str, line: int | None = None) -> bytes:
+    """Return the line of a request that got no answer; a bad line names its number, because its id may be none."""
+    error = _encode({"code": code, "message": message, **({} if line is None else {"line": line})})
     return b'%b,"response":null,"error":%b}\n' % (_head(at, custom_id), error)

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -113,6 +114,16 @@ def fill_model(body: bytes, model: str) -> bytes:
     return b'{"model":' + msgspec.json.encode(model) + comma + inner
 
 
+# vLLM 0.32's sentences on a prompt, or a prompt with its answer, that is longer than the model's context.
+_TOO_LONG = re.compile(
+    r"^This model's maximum context length is \d"
+    r"|^Input length \(\d+\) exceeds model's maximum context length"
+    r"|prompt \(length \d+\) (plus the number of requested output tokens \(at least 1\) )?"
+    r"is longer than the maximum model length"
+    r"|^max_\w+=\d+ cannot be greater than max_(model_len|total_tokens)="
+)
+
+
 class _Refusal(msgspec.Struct):
     message: str = ""
     type: str | None = None
@@ -133,6 +144,8 @@ def envelope(body: bytes) -> bytes:
     if found is None:
         found = _Refusal(message=body[:500].decode(errors="replace"), type="server_error")
     code = found.code if isinstance(found.code, str) else None
+    if _TOO_LONG.search(found.message):
+        code = "context_length_exceeded"
     kind = found.type or "invalid_request_error"
     # vLLM names its own exception types, which OpenAI's clients do not know.
     kind = {"BadRequestError": "invalid_request_error", "NotFoundError": "invalid_request_error"}.get(kind, kind)

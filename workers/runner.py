@@ -224,7 +224,7 @@ class Runner:
         batches = {batch.batch_id for batch in waiting if batch.model == model}
         batches |= {held.lease.batch_id for held in self._held if held.lease.model == model}
         for batch_id in sorted(batches):
-            await self._db(leases.abort, batch_id, "model_load_failed", why)
+            await self._db(leases.abort_model, batch_id, model, "model_load_failed", why)
 
     async def _engine_died(self, engine: EngineProcess, client: EngineClient) -> None:
         """Restart after a crash, with the lines that were in flight under suspicion."""

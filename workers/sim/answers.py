@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
 import msgspec
@@ -59,6 +59,13 @@ class Draft:
         self.text = text[: wanted * TOKEN_CHARS]
         self.tokens = wanted
 
+    def cut(self, room: int) -> None:
+        """End where the model's context does."""
+        if self.tokens > room:
+            self.text = self.text[: room * TOKEN_CHARS]
+            self.tokens = room
+            self.finish_reason = "length"
+
     def pieces(self) -> Iterator[str]:
         """Give the text token by token."""
         for start in range(0, len(self.text), TOKEN_CHARS):
@@ -86,12 +93,14 @@ class Job:
     def check(self, max_model_len: int | None) -> None:
         """Refuse what doesn't fit the model."""
         if max_model_len is not None and self.prompt_tokens > max_model_len:
+            # The tokenizer stops one token above the limit, so vLLM never knows how many there are.
+            seen = max_model_len + 1
             raise bad_value(
                 f"This model's maximum context length is {max_model_len} tokens. However, your prompt contains "
-                f"{self.prompt_tokens} input tokens, which exceeds this limit even without any output tokens. "
+                f"at least {seen} input tokens, which exceeds this limit even without any output tokens. "
                 "Please reduce the length of the input prompt.",
                 param="input_tokens",
-                value=self.prompt_tokens,
+                value=seen,
             )
 
     def answer(self, request_id: str, model: str) -> bytes:
@@ -115,6 +124,10 @@ class Job:
 
 class Generation(Job):
     """A job that samples tokens."""
+
+    limit_name = "max_tokens"
+    # One for each choice; choices of one prompt share theirs.
+    drafts: Sequence[Draft]
 
     def __init__(self, body: Sampling, limit: int | None) -> None:
         """Refuse the sampling parameters that vLLM refuses."""
@@ -148,18 +161,31 @@ class Generation(Job):
             raise bad_request(f"min_tokens must be less than or equal to max_tokens={limit}, got {body.min_tokens}.")
 
     def check(self, max_model_len: int | None) -> None:
-        """Refuse a prompt that leaves no room for the answer."""
-        super().check(max_model_len)
-        needed = self.limit or 1
-        if max_model_len is not None and self.prompt_tokens + needed > max_model_len:
+        """Refuse a prompt that leaves no room for an answer; one that leaves little gets a short answer."""
+        if max_model_len is None:
+            return
+        if self.limit is not None and self.limit > max_model_len:
             raise bad_value(
-                f"This model's maximum context length is {max_model_len} tokens. However, you requested {needed} "
-                f"output tokens and your prompt contains {self.prompt_tokens} input tokens, for a total of "
-                f"{self.prompt_tokens + needed} tokens. Please reduce the length of the input prompt or the number "
-                "of requested output tokens.",
-                param="input_tokens",
-                value=self.prompt_tokens,
+                f"{self.limit_name}={self.limit} cannot be greater than max_model_len={max_model_len}. "
+                "Please request fewer output tokens.",
+                param=self.limit_name,
+                value=self.limit,
             )
+        super().check(max_model_len)
+        if self.prompt_tokens == max_model_len:
+            raise bad_request(
+                f"The decoder prompt (length {self.prompt_tokens}) plus the number of requested output tokens (at "
+                f"least 1) is longer than the maximum model length of {max_model_len}. Make sure that "
+                "`max_model_len` is no smaller than the number of text tokens (prompt + requested output tokens)."
+            )
+        for draft in self.drafts:
+            draft.cut(max_model_len - self.prompt_tokens)
+        self.measure()
+
+    def measure(self) -> None:
+        """Count what is generated."""
+        self.steps = max(draft.tokens for draft in self.drafts)
+        self.completion_tokens = sum(draft.tokens for draft in self.drafts)
 
 
 class Chat(Generation):
@@ -171,14 +197,16 @@ class Chat(Generation):
     def __init__(self, raw: bytes) -> None:
         body = decoded(self.decode, raw)
         limit = body.max_completion_tokens
+        if limit is not None:
+            self.limit_name = "max_completion_tokens"
         super().__init__(body, body.max_tokens if limit is None else limit)
         if not body.messages:
             raise bad_request("You must provide at least one message.", param="messages")
         self.user_text, self.prompt = read_messages(body.messages)
         self.prompt_tokens = count_tokens(self.prompt)
         self.draft = Draft(self.user_text, body, self.limit)
-        self.steps = self.draft.tokens
-        self.completion_tokens = self.steps * self.choices
+        self.drafts = [self.draft] * self.choices
+        self.measure()
 
     def answer(self, request_id: str, model: str) -> bytes:
         """Write the whole answer."""
@@ -268,8 +296,7 @@ class Completion(Generation):
         self.prompt = self.user_text = "\n".join(texts)
         # Choices of one prompt follow each other.
         self.drafts = [draft for text in texts for draft in [Draft(text, body, self.limit)] * self.choices]
-        self.steps = max(draft.tokens for draft in self.drafts)
-        self.completion_tokens = sum(draft.tokens for draft in self.drafts)
+        self.measure()
 
     def answer(self, request_id: str, model: str) -> bytes:
         """Write the whole answer."""
@@ -330,6 +357,7 @@ class Response(Generation):
     """POST /v1/responses."""
 
     id_prefix = "resp"
+    limit_name = "max_output_tokens"
     decode = msgspec.json.Decoder(ResponsesBody, strict=False).decode
 
     def __init__(self, raw: bytes) -> None:
@@ -346,7 +374,8 @@ class Response(Generation):
         self.choices = 1
         self.prompt_tokens = count_tokens(self.prompt)
         self.draft = Draft(self.user_text, body, self.limit)
-        self.steps = self.completion_tokens = self.draft.tokens
+        self.drafts = [self.draft]
+        self.measure()
 
     def answer(self, request_id: str, model: str) -> bytes:
         """Write the whole answer."""

@@ -453,7 +453,11 @@ def test_a_prompt_longer_than_the_model_allows_is_400() -> None:
         reply = sim.chat("x" * 400)
         assert (reply.status, reply.json["error"]["type"]) == (400, "BadRequestError")
         assert "maximum context length is 50 tokens" in reply.json["error"]["message"]
-        assert sim.chat("x" * 100, max_tokens=40).status == 400
+        assert sim.chat("x" * 195).json["error"]["message"].startswith("The decoder prompt (length 50) plus")
+        assert sim.chat("x", max_tokens=51).json["error"]["param"] == "max_tokens"
+        # What does not fit beside the prompt is not generated.
+        short = sim.chat("x" * 100, max_tokens=40).json
+        assert (short["usage"]["completion_tokens"], short["choices"][0]["finish_reason"]) == (23, "length")
         assert sim.get("/v1/models").json["data"][0]["max_model_len"] == 50
 
 
