@@ -6,7 +6,7 @@ the order shard, then batch by id, so that two workers never wait for each other
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
 
 from django.conf import settings
@@ -31,6 +31,8 @@ class Lease:
     shard_id: int
     epoch: int
     batch_id: str
+    project_id: int
+    weight: int  # the project's share
     model: str
     default_model: str
     endpoint: str
@@ -52,19 +54,24 @@ def _claimable(now: datetime) -> Q:
 
 
 def waiting(now: datetime) -> list[Waiting]:
-    """Return the batches with shards to claim, oldest first."""
+    """Return the open work of each running batch and model, oldest batch first."""
     with connection.cursor() as cursor:
         cursor.execute(
             """
-            SELECT b.id, b.project_id, s.model, b.created_at, b.expires_at, sum(s.count - s.done), b.priority
+            SELECT b.id, b.project_id, s.model, coalesce(b.served_at, b.created_at), b.created_at, b.expires_at,
+                   coalesce(sum(s.count - s.done) FILTER (WHERE coalesce(s.lease_expires_at < %(now)s, true)), 0),
+                   coalesce(sum(s.count - s.done) FILTER (WHERE s.lease_expires_at >= %(now)s), 0),
+                   b.priority, p.weight
               FROM batches_shard s JOIN batches_batch b ON b.id = s.batch_id
-             WHERE b.status = 'in_progress' AND b.paused_at IS NULL AND b.expires_at > %s
-               AND s.state IN ('pending', 'leased') AND (s.state = 'pending' OR s.lease_expires_at < %s)
-             GROUP BY b.id, s.model ORDER BY b.created_at, b.id
+              JOIN vbatch_site_project p ON p.id = b.project_id
+             WHERE b.status = 'in_progress' AND b.paused_at IS NULL AND b.expires_at > %(now)s
+               AND s.state IN ('pending', 'leased')
+             GROUP BY b.id, s.model, p.weight ORDER BY b.created_at, b.id
             """,
-            [now, now],
+            {"now": now},
         )
-        return [Waiting(*row) for row in cursor.fetchall()]
+        names = [field.name for field in fields(Waiting)]
+        return [Waiting(**dict(zip(names, row, strict=True))) for row in cursor.fetchall()]
 
 
 def claim(batch_id: str, model: str, holder: str) -> Lease | None:
@@ -79,10 +86,12 @@ def claim(batch_id: str, model: str, holder: str) -> Lease | None:
         )
         if shard is None:
             return None
-        batch = Batch.objects.filter(pk=batch_id, status=BatchStatus.IN_PROGRESS, paused_at=None).first()
+        open_batches = Batch.objects.select_related("project").filter(paused_at=None, status=BatchStatus.IN_PROGRESS)
+        batch = open_batches.filter(pk=batch_id).first()
         if batch is None:
             return None
         taken_before = shard.epoch > 0
+        Batch.objects.filter(pk=batch_id).update(served_at=now)
         Shard.objects.filter(pk=shard.pk).update(
             state=ShardState.LEASED, epoch=F("epoch") + 1, holder=holder, lease_expires_at=now + _term()
         )
@@ -96,6 +105,8 @@ def claim(batch_id: str, model: str, holder: str) -> Lease | None:
         shard_id=shard.pk,
         epoch=shard.epoch + 1,
         batch_id=batch.pk,
+        project_id=batch.project_id,
+        weight=batch.project.weight,
         model=model,
         default_model=batch.default_model,
         endpoint=batch.endpoint,

@@ -108,6 +108,9 @@ class Batch(models.Model):
     cancelling_at = models.DateTimeField(null=True, blank=True)
     cancelled_at = models.DateTimeField(null=True, blank=True)
     purged_at = models.DateTimeField(null=True, blank=True, editable=False, help_text="When its results were removed.")
+    served_at = models.DateTimeField(
+        null=True, blank=True, editable=False, help_text="When a worker last took a shard of it."
+    )
     rung_at = models.DateTimeField(default=timezone.now, editable=False, help_text="When its task was last queued.")
 
     objects = BatchQuerySet.as_manager()

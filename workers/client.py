@@ -60,3 +60,20 @@ class EngineClient:
                 return response.status == 200
         except (aiohttp.ClientError, OSError, TimeoutError):
             return False
+
+    async def metrics(self) -> str | None:
+        """Return the engine's page of metrics, None when it can't be had."""
+        try:
+            async with self._session.get("/metrics", timeout=aiohttp.ClientTimeout(total=5)) as response:
+                return await response.text() if response.status == 200 else None
+        except (aiohttp.ClientError, OSError, TimeoutError, UnicodeDecodeError):
+            return None
+
+    async def command(self, path: str) -> bool:
+        """Send an order without a body; return whether it was carried out."""
+        try:
+            async with self._session.post(path) as response:
+                await response.read()
+                return response.status == 200
+        except (aiohttp.ClientError, OSError, TimeoutError):
+            return False

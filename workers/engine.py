@@ -40,6 +40,7 @@ class EngineSpec:
     arguments: tuple[str, ...]
     kind: str  # "vllm" or "sim"
     log: Path
+    endpoints: tuple[str, ...] = ()
     environment: dict[str, str] = field(default_factory=dict)
 
 
@@ -96,9 +97,14 @@ class EngineProcess:
         module = "vllm.entrypoints.openai.api_server" if self.spec.kind == "vllm" else "workers.sim"
         program = [sys.executable, "-m", module, "--model", self.spec.source, "--served-model-name", self.spec.name]
         program += ["--host", "127.0.0.1", "--port", str(self.port), "--disable-uvicorn-access-log"]
+        if self.spec.kind == "vllm":
+            # Cached tokens in the answers' usage show what the order of the plan is worth.
+            program.append("--enable-prompt-tokens-details")
         program += self.spec.arguments
         # The key travels in the environment: arguments are readable by every user of the machine.
         environment = {**os.environ, **self.spec.environment, "VLLM_API_KEY": self.api_key}
+        if "--enable-sleep-mode" in self.spec.arguments:
+            environment["VLLM_SERVER_DEV_MODE"] = "1"  # vLLM serves /sleep and /wake_up only then
         for name in ("DATABASE_URL", "VBATCH_SECRET_KEY"):
             environment.pop(name, None)
         self.spec.log.parent.mkdir(parents=True, exist_ok=True)

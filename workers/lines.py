@@ -25,14 +25,16 @@ class Held:
 
     lease: Lease
     descriptor: int
+    rank: int = 0  # the least is served first
     tasks: set["asyncio.Task[None]"] = field(default_factory=set)
     uncommitted: int = 0
     dropped: bool = False
+    closing: bool = False  # what is not started goes back; released when nothing of it is in flight
 
     @classmethod
-    def take(cls, lease: Lease) -> "Held":
+    def take(cls, lease: Lease, rank: int) -> "Held":
         """Open the lease's input file."""
-        return cls(lease, storage.local_descriptor(lease.input_path), uncommitted=len(lease.lines))
+        return cls(lease, storage.local_descriptor(lease.input_path), rank, uncommitted=len(lease.lines))
 
     def close(self) -> None:
         """Close the input file."""

@@ -9,6 +9,7 @@ _BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
 
 _NVIDIA = Path("/proc/driver/nvidia/gpus")
 _CPU = Path("/proc/cpuinfo")
+_MEMORY = Path("/proc/meminfo")
 
 
 def gpu_count() -> int:
@@ -26,3 +27,12 @@ def engine_arguments() -> str:
     except OSError:
         return ""
     return "" if words & _BFLOAT16_FLAGS else "--dtype float32"
+
+
+def free_memory() -> float:
+    """Return the part of the host's memory that programs could still have; 1 where that is not known."""
+    try:
+        sizes = {name: int(rest.split()[0]) for name, _, rest in (x.partition(":") for x in _MEMORY.open())}
+        return sizes["MemAvailable"] / sizes["MemTotal"]
+    except (OSError, LookupError, ValueError):
+        return 1.0

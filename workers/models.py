@@ -36,6 +36,7 @@ class ServedModel(models.Model):
     enabled = models.BooleanField(default=True)
     created_at = models.DateTimeField(default=timezone.now, editable=False)
     load_seconds = models.FloatField(null=True, blank=True, editable=False, help_text="What the last load took.")
+    wake_seconds = models.FloatField(null=True, blank=True, editable=False, help_text="What the last wake-up took.")
     load_error = models.TextField(blank=True, editable=False, help_text="Why the last load failed.")
     load_failed_at = models.DateTimeField(null=True, blank=True, editable=False)
 
@@ -70,6 +71,7 @@ class ServiceState(models.TextChoices):
     BUILDING = "building"
     STARTING = "starting"
     RUNNING = "running"
+    SLEEPING = "sleeping"  # its weights are in the host's memory: it answers nobody
     COMPLETED = "completed"
     FAILED = "failed"
     CANCELLED = "cancelled"

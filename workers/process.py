@@ -28,9 +28,9 @@ def start_runner(**_: Any) -> None:
     if Conf.CLUSTER_NAME != _GPU_CLUSTER or _runner is not None:
         return
     # Imported here: the parent of the workers must not start threads or an event loop before it forks.
-    from workers.runner import RunnerThread
+    from workers.thread import RunnerThread
 
-    _runner = RunnerThread(holder=f"{socket.gethostname()}-{os.getpid()}-{os.urandom(3).hex()}")
+    _runner = RunnerThread(f"{socket.gethostname()}-{os.getpid()}-{os.urandom(3).hex()}")
     # A forked worker leaves through os._exit, which runs these and no atexit handlers.
     Finalize(None, _runner.stop, exitpriority=100)
     # A signal to the whole process group, as systemd sends it, must not kill the engine's owner in mid-commit.

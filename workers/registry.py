@@ -2,6 +2,8 @@
 
 import os
 import socket
+from collections import Counter
+from datetime import timedelta
 
 from django.conf import settings
 from django.utils import timezone
@@ -26,7 +28,7 @@ def stopped(holder: str) -> None:
     Worker.objects.filter(pk=holder).update(stopped_at=timezone.now())
 
 
-def spec_for(name: str, holder: str) -> EngineSpec | None:
+def spec_for(name: str, holder: str, environment: dict[str, str]) -> EngineSpec | None:
     """Return how to start a model's engine, None when the catalogue no longer has it."""
     model = ServedModel.objects.filter(name=name, enabled=True).first()
     if model is None:
@@ -39,13 +41,14 @@ def spec_for(name: str, holder: str) -> EngineSpec | None:
         arguments=split_arguments(machine_arguments, settings.VBATCH_VLLM_ARGS, model.engine_args),
         kind=settings.VBATCH_ENGINE,
         log=settings.VBATCH_HOME / "logs" / f"engine-{holder}.log",
+        endpoints=tuple(model.endpoints),
+        environment=environment,
     )
 
 
 def starting(name: str, holder: str, url: str) -> int:
-    """Write a service that is being started, after closing what a killed predecessor left; return its id."""
+    """Write a service that is being started; return its id."""
     beat(holder)
-    ended(holder)
     model = ServedModel.objects.get(name=name)
     return Service.objects.create(model=model, worker_id=holder, url=url, state=ServiceState.STARTING).pk
 
@@ -58,22 +61,49 @@ def ready(service_id: int, seconds: float, pid: int | None) -> None:
 
 
 def failed(service_id: int, why: str) -> None:
-    """Note that an engine could not be started."""
+    """Note that an engine could not be started, or died."""
     now = timezone.now()
-    Service.objects.filter(pk=service_id).update(state=ServiceState.FAILED, ended_at=now, error=why)
-    ServedModel.objects.filter(services=service_id).update(load_error=why, load_failed_at=now)
+    service = Service.objects.filter(pk=service_id)
+    started = service.filter(ready_at__isnull=False).exists()
+    service.update(state=ServiceState.FAILED, ended_at=now, error=why)
+    if not started:
+        ServedModel.objects.filter(services=service_id).update(load_error=why, load_failed_at=now)
 
 
-def ended(holder: str) -> None:
-    """Note that a worker's engine was stopped."""
-    _end(holder, ServiceState.COMPLETED, "")
+def slept(service_id: int) -> None:
+    """Note that an engine was put to sleep."""
+    Service.objects.filter(pk=service_id).update(state=ServiceState.SLEEPING)
 
 
-def crashed(holder: str) -> None:
-    """Note that a worker's engine died."""
-    _end(holder, ServiceState.FAILED, "The process died.")
+def woke(service_id: int, seconds: float) -> None:
+    """Note that an engine was woken, and what that took."""
+    Service.objects.filter(pk=service_id).update(state=ServiceState.RUNNING)
+    ServedModel.objects.filter(services=service_id).update(wake_seconds=seconds)
 
 
-def _end(holder: str, state: ServiceState, error: str) -> None:
+def ended(service_id: int) -> None:
+    """Note that an engine was stopped."""
+    Service.objects.filter(pk=service_id).update(state=ServiceState.COMPLETED, ended_at=timezone.now())
+
+
+def abandoned(holder: str) -> None:
+    """Note that a worker no longer has the engines that it is said to have."""
     live = Service.objects.filter(worker_id=holder).exclude(state__in=ENDED_SERVICES)
-    live.update(state=state, ended_at=timezone.now(), error=error)
+    live.update(state=ServiceState.FAILED, ended_at=timezone.now(), error="Its worker failed.")
+
+
+def facts(holder: str) -> tuple[dict[str, float], dict[str, int]]:
+    """Return what loading each model costs a worker in seconds, and how many other workers have each loaded."""
+    asleep = set(
+        Service.objects.filter(worker_id=holder, state=ServiceState.SLEEPING).values_list("model__name", flat=True)
+    )
+    prices = {
+        name: wake if name in asleep and wake is not None else load
+        for name, load, wake in ServedModel.objects.values_list("name", "load_seconds", "wake_seconds")
+        if load is not None
+    }
+    alive = timezone.now() - timedelta(seconds=settings.VBATCH_LEASE_SECONDS)
+    live = Service.objects.filter(
+        state__in=[ServiceState.STARTING, ServiceState.RUNNING], worker__seen_at__gt=alive, worker__stopped_at=None
+    )
+    return prices, dict(Counter(live.exclude(worker_id=holder).values_list("model__name", flat=True)))

@@ -8,7 +8,6 @@ claimed before the present one runs dry.
 import asyncio
 import logging
 import random
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable
@@ -16,8 +15,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import msgspec
-import uvloop
-from django.conf import settings
 from django.db import DatabaseError, InterfaceError, OperationalError, connections
 from django.utils import timezone
 
@@ -28,16 +25,18 @@ from batches.planning import by_answer
 from batches.sweep import sweep
 from batches.wire import Usage
 from workers import registry, scheduler
-from workers.client import EngineClient, Reply
-from workers.engine import EngineError, EngineProcess
+from workers.backlog import Backlog
+from workers.client import Reply
+from workers.engine import EngineError
 from workers.failures import Failure
+from workers.feeding import LOOK_SECONDS, Feeding, Gauges
 from workers.lines import Held, Line, checked
+from workers.slot import Engine, Slot
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-IN_FLIGHT = 512  # lines; more than any engine batches at once, so that it always has a next one
 TICK_SECONDS = 0.5  # how soon a cancelled batch, a lost lease or new work is noticed without a doorbell
 COMMIT_LINES = 256  # results in one transaction
 COMMIT_SECONDS = 0.1  # how long a result waits for company; a crash repeats at most these and the lines in flight
@@ -46,7 +45,6 @@ SWEEP_SECONDS = 5.0
 DRAIN_SECONDS = 4.0  # what lines in flight get to finish when the process is asked to stop
 MAX_ATTEMPTS = 3  # of one line, engine crashes not counted
 BACKOFF_SECONDS = 0.5  # before the second attempt; doubles
-LOAD_ATTEMPTS = 2
 MAX_CULPRITS = 3  # engine deaths pinned on single lines in a row before the engine itself is blamed
 DATABASE_RETRY_SECONDS = 1.0
 
@@ -54,14 +52,14 @@ DATABASE_RETRY_SECONDS = 1.0
 class Runner:
     """Owns one engine slot."""
 
-    def __init__(self, holder: str) -> None:
+    def __init__(self, holder: str, environment: dict[str, str]) -> None:
         self.holder = holder
         self.stopping = False
         self._wake = asyncio.Event()
         self._database = ThreadPoolExecutor(1, thread_name_prefix="runner-db")
         self._background = ThreadPoolExecutor(1, thread_name_prefix="runner-sweep")
         self._held: list[Held] = []
-        self._queue: deque[Line] = deque()
+        self._backlog = Backlog()
         # Lines that were in flight when an engine died, in groups that are run one after the other.
         self._suspects: deque[list[Line]] = deque()
         self._trial: set[Line] = set()
@@ -70,9 +68,13 @@ class Runner:
         self._finished: list[tuple[Held, Outcome]] = []
         self._commit_due = asyncio.Event()
         self._renewed_at = 0.0
+        self._looked_at = time.monotonic()
         self._dry = False  # nothing was there to claim when we last looked
-        self._engine: EngineProcess | None = None
-        self._client: EngineClient | None = None
+        self._slot = Slot(holder, environment, self._db)
+        self._feeding = Feeding()
+        self._rates: dict[str, float] = {}  # lines a second of the models that ran here
+        self._prices: dict[str, float] = {}
+        self._elsewhere: dict[str, int] = {}
         self._loading: asyncio.Task[None] | None = None
 
     # The loop.
@@ -80,7 +82,12 @@ class Runner:
     async def run(self) -> None:
         """Work until asked to stop, then give everything back."""
         committer = asyncio.create_task(self._commit_forever())
-        sides = [asyncio.create_task(self._every(BEAT_SECONDS, self._beat)), asyncio.create_task(self._sweep_forever())]
+        await self._db(registry.abandoned, self.holder)
+        sides = [
+            asyncio.create_task(self._every(BEAT_SECONDS, self._beat)),
+            asyncio.create_task(self._every(LOOK_SECONDS, self._look)),
+            asyncio.create_task(self._sweep_forever()),
+        ]
         try:
             while not self.stopping:
                 self._wake.clear()
@@ -116,9 +123,12 @@ class Runner:
                 return
             await self._loading
             self._loading = None
-        if self._engine is not None and self._client is not None and not self._engine.is_alive:
-            await self._engine_died(self._engine, self._client)
+        engine = self._slot.engine
+        if engine is not None and not engine.process.is_alive:
+            await self._engine_died(engine)
             return
+        for held in [held for held in self._held if held.closing and not held.tasks]:
+            await self._drop(held)
         await self._claim()
         self._feed()
 
@@ -137,7 +147,7 @@ class Runner:
     async def _drop(self, held: Held) -> None:
         """Abort a shard's lines, commit those that are finished, and release the rest."""
         held.dropped = True
-        self._queue = deque(line for line in self._queue if line.held is not held)
+        self._backlog.remove(held)
         self._suspects = deque(g for group in self._suspects if (g := [x for x in group if x.held is not held]))
         for task in list(held.tasks):
             task.cancel()
@@ -150,73 +160,66 @@ class Runner:
         held.close()
 
     async def _claim(self) -> None:
-        """Take shards until the engine has more lines waiting than it can have in flight, or change the engine."""
-        while not self.stopping and not self._suspects and len(self._queue) < IN_FLIGHT:
-            waiting = await self._db(leases.waiting, timezone.now())
-            loaded = self._engine.spec.name if self._engine else None
-            choice = scheduler.choose(waiting, loaded, timezone.now())
-            self._dry = choice is None
-            if choice is None:
+        """Take shards until enough lines wait in hand, or change the model."""
+        while not self.stopping and not self._suspects and not self._trial:
+            now = timezone.now()
+            waiting = await self._db(leases.waiting, now)
+            facts = self._facts()
+            model = scheduler.next_model(waiting, facts, now)
+            if model is not None and model != facts.model:
+                await self._change(model)
                 return
-            if choice.model != loaded:
-                if not self._queue and not self._in_flight and not self._finished:
-                    self._loading = asyncio.create_task(self._load(choice.model))
+            batch = scheduler.next_batch(waiting, facts, now)
+            self._dry = batch is None
+            if batch is None:
                 return
-            lease = await self._db(leases.claim, choice.batch_id, choice.model, self.holder)
+            rank = scheduler.rank(batch, facts, now)
+            if len(self._backlog) >= self._feeding.ahead and not self._backlog.lacks(rank, batch.project_id):
+                return
+            lease = await self._db(leases.claim, batch.batch_id, batch.model, self.holder)
             if lease is None:
                 return
             try:
-                held = Held.take(lease)
+                held = Held.take(lease, rank)
             except OSError:
                 logger.exception("input file can't be opened", extra={"action": "input_lost", "batch": lease.batch_id})
                 await self._db(leases.abort, lease.batch_id, "input_file_lost", "The input file can't be read.")
                 await self._db(leases.release, [lease])
                 return
             self._held.append(held)
-            self._queue.extend(Line(held, group[0], group[1:]) for group in by_answer(lease.lines))
+            self._backlog.add(Line(held, group[0], group[1:]) for group in by_answer(lease.lines))
             self._feed()
+
+    def _facts(self) -> scheduler.Facts:
+        """Return what the scheduler is to know of this slot."""
+        return scheduler.Facts(
+            model=self._slot.model,
+            since=self._slot.since,
+            prices=self._prices,
+            rates=self._rates,
+            elsewhere=self._elsewhere,
+            busy=any(not held.closing for held in self._held),
+        )
 
     # The engine.
 
-    async def _load(self, model: str) -> None:
-        """Stop the present engine and start one for the model; on failure end the batches that wait for it."""
-        await self._unload()
-        for attempt in range(1, LOAD_ATTEMPTS + 1):
-            spec = await self._db(registry.spec_for, model, self.holder)
-            if spec is None:
-                await self._give_up(model, "The model was removed from the catalogue.")
-                return
-            engine = EngineProcess(spec)
-            row = await self._db(registry.starting, model, self.holder, engine.url)
-            try:
-                engine.start()
-                await engine.wait_ready()
-            except EngineError as error:
-                engine.stop()
-                await self._db(registry.failed, row, str(error))
-                logger.warning("engine failed to load", extra={"action": "load_failed", "model": model})
-                if not error.is_retriable or attempt == LOAD_ATTEMPTS:
-                    await self._give_up(model, str(error))
-                    return
-                continue
-            except asyncio.CancelledError:
-                await asyncio.to_thread(engine.kill)
-                raise
-            self._engine = engine
-            self._client = EngineClient(engine.url, engine.api_key, settings.VBATCH_REQUEST_TIMEOUT)
-            await self._db(registry.ready, row, engine.load_seconds, engine.pid)
-            logger.info("engine ready", extra={"action": "load", "model": model, "seconds": engine.load_seconds})
-            self._wake.set()
-            return
+    async def _change(self, model: str) -> None:
+        """Give back what is not started, and load another model once nothing is in flight."""
+        self._backlog.clear()
+        for held in self._held:
+            held.closing = True
+        if not self._held and not self._in_flight and not self._finished:
+            self._loading = asyncio.create_task(self._load(model))
 
-    async def _unload(self) -> None:
-        engine, client = self._engine, self._client
-        self._engine = self._client = None
-        if client is not None:
-            await client.close()
-        if engine is not None:
-            await asyncio.to_thread(engine.stop)
-            await self._db(registry.ended, self.holder)
+    async def _load(self, model: str) -> None:
+        """Have a model loaded, or end the batches that wait for it."""
+        try:
+            await self._slot.load(model)
+        except EngineError as error:
+            await self._give_up(model, str(error))
+            return
+        self._feeding = Feeding()
+        self._wake.set()
 
     async def _give_up(self, model: str, why: str) -> None:
         """End every batch that needs a model which can't be loaded."""
@@ -226,20 +229,18 @@ class Runner:
         for batch_id in sorted(batches):
             await self._db(leases.abort_model, batch_id, model, "model_load_failed", why)
 
-    async def _engine_died(self, engine: EngineProcess, client: EngineClient) -> None:
+    async def _engine_died(self, engine: Engine) -> None:
         """Restart after a crash, with the lines that were in flight under suspicion."""
-        model = engine.spec.name
-        # Nothing may be started on a dead engine while its lines are sorted.
-        self._engine = self._client = None
-        # Their connections are gone, so these end by themselves, and put their lines among the suspects.
+        # Their connections are gone, so these end by themselves, and put their lines among the suspects. Nothing is
+        # started meanwhile: a dead engine is fed no lines.
         tasks = [task for held in self._held for task in held.tasks]
         await asyncio.gather(*tasks, return_exceptions=True)
-        await client.close()
-        await asyncio.to_thread(engine.stop)
         suspects = sorted(self._in_flight | self._trial, key=lambda line: (line.held.lease.shard_id, line.place.number))
-        self._in_flight.clear()
+        for line in suspects:
+            self._left(line)
         self._trial.clear()
-        logger.warning("engine died", extra={"action": "engine_died", "model": model, "in_flight": len(suspects)})
+        extra = {"action": "engine_died", "model": engine.model, "in_flight": len(suspects)}
+        logger.warning("engine died", extra=extra)
         if len(suspects) == 1:
             self._culprits += 1
             line = suspects[0]
@@ -251,32 +252,55 @@ class Runner:
             self._culprits = 0
             for batch_id in {held.lease.batch_id for held in self._held}:
                 await self._db(leases.abort, batch_id, "engine_unavailable", "The engine keeps dying on this batch.")
-        await self._db(registry.crashed, self.holder)
-        self._loading = asyncio.create_task(self._load(model))
+        await self._slot.bury()
+        self._loading = asyncio.create_task(self._load(engine.model))
+
+    async def _look(self) -> None:
+        """Read the engine's gauges and learn how much to feed it."""
+        engine = self._slot.engine
+        if engine is None:
+            return
+        began, self._looked_at = self._looked_at, time.monotonic()
+        page = await engine.client.metrics()
+        try:
+            gauges = Gauges.parse(page) if page is not None else None
+        except ValueError:
+            gauges = None
+        self._feeding.look(gauges, len(self._in_flight), self._looked_at - began)
+        if self._feeding.lines_per_second:
+            self._rates[engine.model] = self._feeding.lines_per_second
+        self._feed()
 
     # Lines.
 
     def _feed(self) -> None:
         """Start lines while there is room."""
-        if self._client is None or self._engine is None:
+        engine = self._slot.engine
+        if engine is None or not engine.process.is_alive:
             return
         if self._suspects or self._trial:
             if not self._in_flight and not self._trial:
                 group = self._suspects.popleft()
                 self._trial = set(group)
                 for line in group:
-                    self._start(line, self._engine, self._client)
+                    self._start(line, engine)
             return
-        while self._queue and len(self._in_flight) < IN_FLIGHT and not self.stopping:
-            self._start(self._queue.popleft(), self._engine, self._client)
+        while len(self._backlog) and len(self._in_flight) < self._feeding.limit and not self.stopping:
+            self._start(self._backlog.next(), engine)
 
-    def _start(self, line: Line, engine: EngineProcess, client: EngineClient) -> None:
+    def _start(self, line: Line, engine: Engine) -> None:
         self._in_flight.add(line)
-        task = asyncio.create_task(self._run_line(line, engine, client))
+        task = asyncio.create_task(self._run_line(line, engine))
         line.held.tasks.add(task)
         task.add_done_callback(line.held.tasks.discard)
 
-    async def _run_line(self, line: Line, engine: EngineProcess, client: EngineClient) -> None:
+    def _left(self, line: Line) -> None:
+        """Note that a line is no longer in the engine."""
+        if line in self._in_flight:
+            self._in_flight.discard(line)
+            self._backlog.ended(line)
+
+    async def _run_line(self, line: Line, engine: Engine) -> None:
         """Run one line until it has a result, its engine dies, or its shard is dropped."""
         started = time.monotonic()
         try:
@@ -287,7 +311,7 @@ class Runner:
                 return
             while True:
                 line.attempts += 1
-                reply, usage = checked(await client.post(line.held.lease.endpoint, body))
+                reply, usage = checked(await engine.client.post(line.held.lease.endpoint, body))
                 if reply.failure is Failure.CONNECTION_LOST and not await self._survives(engine):
                     line.attempts -= 1
                     self._wake.set()
@@ -299,25 +323,26 @@ class Runner:
                 self._culprits = 0
             self._finish(line, line.outcomes(reply, usage, int((time.monotonic() - started) * 1000)))
         except asyncio.CancelledError:
-            self._in_flight.discard(line)
+            self._left(line)
             raise
 
-    async def _survives(self, engine: EngineProcess) -> bool:
+    async def _survives(self, engine: Engine) -> bool:
         """Return whether the engine lives after a lost connection; a dying one gets a moment to be gone."""
         for _ in range(10):
-            if not engine.is_alive:
+            if not engine.process.is_alive:
                 return False
             await asyncio.sleep(0.05)
         return True
 
     def _finish(self, line: Line, outcomes: list[Outcome]) -> None:
-        self._in_flight.discard(line)
+        self._left(line)
         self._trial.discard(line)
+        self._feeding.finished()
         self._finished.extend((line.held, outcome) for outcome in outcomes)
         if len(self._finished) >= COMMIT_LINES:
             self._commit_due.set()
         self._feed()
-        if len(self._queue) < IN_FLIGHT and not self._dry:
+        if len(self._backlog) < self._feeding.ahead // 2 and not self._dry:
             self._wake.set()
 
     # Results.
@@ -349,6 +374,7 @@ class Runner:
 
     async def _beat(self) -> None:
         await self._db(registry.beat, self.holder)
+        self._prices, self._elsewhere = await self._db(registry.facts, self.holder)
 
     async def _every(self, seconds: float, step: Callable[[], Coroutine[Any, Any, None]]) -> None:
         while True:
@@ -382,7 +408,7 @@ class Runner:
         self.stopping = True
         for task in sides:
             task.cancel()
-        self._queue.clear()
+        self._backlog.clear()
         deadline = time.monotonic() + DRAIN_SECONDS
         while self._in_flight and self._loading is None and time.monotonic() < deadline:
             await asyncio.sleep(0.05)
@@ -395,15 +421,11 @@ class Runner:
             for held in list(self._held):
                 await self._drop(held)
             await self._commit()
-            await self._unload()
+            await self._slot.stop()
             await self._db(registry.stopped, self.holder)
         except (OperationalError, InterfaceError):
             logger.warning("stopped without a database; leases run out", extra={"action": "database_lost"})
-            await self._unload_quietly()
-
-    async def _unload_quietly(self) -> None:
-        if self._engine is not None:
-            await asyncio.to_thread(self._engine.stop)
+            await self._slot.stop_quietly()
 
 
 def _closing(function: Callable[..., T], *args: Any) -> Callable[[], T]:
@@ -433,52 +455,3 @@ class _Commit:
             return
         self._tried = True
         leases.commit(self._finished)
-
-
-class RunnerThread:
-    """A runner in a thread of its own; its methods may be called from any thread."""
-
-    def __init__(self, holder: str) -> None:
-        self._holder = holder
-        self._runner: Runner | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._asked_to_stop = False
-        self._thread = threading.Thread(target=self._main, name="runner", daemon=True)
-
-    def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
-
-    def wake(self) -> None:
-        """Make the runner look for work now."""
-        if self._loop is not None and self._runner is not None:
-            self._loop.call_soon_threadsafe(self._runner.wake)
-
-    def stop(self) -> None:
-        """Stop the runner and return when it has given everything back."""
-        self._asked_to_stop = True
-        if self._loop is not None and self._runner is not None and self._thread.is_alive():
-            try:
-                self._loop.call_soon_threadsafe(self._runner.stop)
-            except RuntimeError:
-                return  # the loop closed in between
-        self._thread.join()
-
-    def _main(self) -> None:
-        """Run, and run again after a fault: leases of the failed run expire or are released by it."""
-        while not self._asked_to_stop:
-            try:
-                with asyncio.Runner(loop_factory=uvloop.new_event_loop) as loop_runner:
-                    self._loop = loop_runner.get_loop()
-                    loop_runner.run(self._run())
-            except Exception:
-                logger.exception("runner failed; starting anew", extra={"action": "runner_failed"})
-                time.sleep(DATABASE_RETRY_SECONDS)
-            finally:
-                connections.close_all()
-
-    async def _run(self) -> None:
-        self._runner = Runner(self._holder)
-        if self._asked_to_stop:
-            self._runner.stopping = True
-        await self._runner.run()

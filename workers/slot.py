@@ -1,0 +1,173 @@
+"""An engine slot: the engine that is loaded in it, and those that sleep beside it.
+
+A model is swapped by stopping its engine, or, where its catalogue entry starts vLLM with `--enable-sleep-mode`, by
+putting it to sleep: the weights move to the host's memory, and waking takes seconds. Nothing runs on an engine that was
+woken before its canary sings the same song.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from django.conf import settings
+from django.utils import timezone
+
+from workers import canary, machine, registry
+from workers.client import EngineClient
+from workers.engine import EngineError, EngineProcess, EngineSpec
+
+logger = logging.getLogger(__name__)
+
+LOAD_ATTEMPTS = 2
+SLEEP_FLAG = "--enable-sleep-mode"
+# Part of the host's memory that stays free of sleeping models' weights.
+FREE_MEMORY = 0.1
+
+Database = Callable[..., Awaitable[Any]]
+
+
+@dataclass(eq=False, slots=True)
+class Engine:
+    """A running engine, the way to talk to it, and its row."""
+
+    process: EngineProcess
+    client: EngineClient
+    row: int
+    song: bytes | None = None  # the canary's answer after the cold load
+
+    @property
+    def model(self) -> str:
+        """The model's name."""
+        return self.process.spec.name
+
+    @property
+    def can_sleep(self) -> bool:
+        """Whether this engine can be put to sleep and trusted afterwards."""
+        return self.song is not None and SLEEP_FLAG in self.process.spec.arguments
+
+    async def sing(self) -> bytes | None:
+        """Return the canary's answer, None when it has none."""
+        request = canary.request(self.process.spec.endpoints, self.model)
+        if request is None:
+            return None
+        reply = await self.client.post(*request)
+        return reply.body if reply.failure is None else None
+
+
+class Slot:
+    """Loads, swaps and stops the engines of one runner."""
+
+    def __init__(self, holder: str, environment: dict[str, str], database: Database) -> None:
+        self.engine: Engine | None = None
+        self.since: datetime = timezone.now()
+        self._holder = holder
+        self._environment = environment
+        self._db = database
+        self._sleeping: dict[str, Engine] = {}  # the one that was used longest ago first
+
+    @property
+    def model(self) -> str | None:
+        """The model that is loaded, None when none is."""
+        return self.engine.model if self.engine else None
+
+    async def load(self, model: str) -> None:
+        """Make this model the loaded one; raise EngineError when it can't be."""
+        await self.put_away()
+        if model in self._sleeping and await self._wake(self._sleeping.pop(model)):
+            return
+        for attempt in range(1, LOAD_ATTEMPTS + 1):
+            spec = await self._db(registry.spec_for, model, self._holder, self._environment)
+            if spec is None:
+                raise EngineError("The model was removed from the catalogue.", is_retriable=False)
+            try:
+                await self._start(spec)
+                return
+            except EngineError as error:
+                if not error.is_retriable or attempt == LOAD_ATTEMPTS:
+                    raise
+                # What sleeps on the same GPU may be what was in the way.
+                await self._stop_sleepers()
+
+    async def _start(self, spec: EngineSpec) -> None:
+        """Start an engine cold."""
+        process = EngineProcess(spec)
+        row = await self._db(registry.starting, spec.name, self._holder, process.url)
+        try:
+            process.start()
+            await process.wait_ready()
+        except EngineError as error:
+            process.stop()
+            await self._db(registry.failed, row, str(error))
+            logger.warning("engine failed to load", extra={"action": "load_failed", "model": spec.name})
+            raise
+        except asyncio.CancelledError:
+            await asyncio.to_thread(process.kill)
+            raise
+        client = EngineClient(process.url, process.api_key, settings.VBATCH_REQUEST_TIMEOUT)
+        engine = Engine(process, client, row)
+        if SLEEP_FLAG in spec.arguments:
+            engine.song = await engine.sing()
+        await self._db(registry.ready, row, process.load_seconds, process.pid)
+        logger.info("engine ready", extra={"action": "load", "model": spec.name, "seconds": process.load_seconds})
+        self.engine, self.since = engine, timezone.now()
+
+    async def _wake(self, engine: Engine) -> bool:
+        """Wake an engine and listen to its canary; a doubtful one is stopped, and False returned."""
+        began = time.monotonic()
+        woken = engine.process.is_alive and await engine.client.command("/wake_up")
+        song = await engine.sing() if woken else None
+        if song is None or engine.song is None or not canary.same(song, engine.song):
+            why = "answers differently" if song else "did not wake up"
+            logger.warning("engine not trusted after sleep", extra={"action": "wake_failed", "model": engine.model})
+            await self._stop(engine, registry.failed, f"The engine {why} after its sleep.")
+            return False
+        seconds = time.monotonic() - began
+        await self._db(registry.woke, engine.row, seconds)
+        logger.info("engine awake", extra={"action": "wake", "model": engine.model, "seconds": round(seconds, 3)})
+        self.engine, self.since = engine, timezone.now()
+        return True
+
+    async def put_away(self) -> None:
+        """Put the loaded engine to sleep where that is possible, and stop it otherwise."""
+        engine, self.engine = self.engine, None
+        if engine is None:
+            return
+        if not engine.can_sleep or not await engine.client.command("/sleep?level=1"):
+            await self._stop(engine, registry.ended)
+            return
+        await self._db(registry.slept, engine.row)
+        logger.info("engine asleep", extra={"action": "sleep", "model": engine.model})
+        self._sleeping[engine.model] = engine
+        while self._sleeping and machine.free_memory() < FREE_MEMORY:
+            await self._stop(self._sleeping.pop(next(iter(self._sleeping))), registry.ended)
+
+    async def bury(self) -> None:
+        """Clear away an engine that died."""
+        engine, self.engine = self.engine, None
+        if engine is not None:
+            await self._stop(engine, registry.failed, "The process died.")
+
+    async def stop(self) -> None:
+        """Stop all engines."""
+        engine, self.engine = self.engine, None
+        if engine is not None:
+            await self._stop(engine, registry.ended)
+        await self._stop_sleepers()
+
+    async def stop_quietly(self) -> None:
+        """Stop all engines without a word to the database."""
+        engines = [*self._sleeping.values(), *([self.engine] if self.engine else [])]
+        await asyncio.gather(*(asyncio.to_thread(engine.process.stop) for engine in engines))
+
+    async def _stop_sleepers(self) -> None:
+        while self._sleeping:
+            await self._stop(self._sleeping.pop(next(iter(self._sleeping))), registry.ended)
+
+    async def _stop(self, engine: Engine, note: Callable[..., None], *said: str) -> None:
+        await engine.client.close()
+        await asyncio.to_thread(engine.process.stop)
+        await self._db(note, engine.row, *said)
