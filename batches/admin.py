@@ -19,7 +19,7 @@ class BatchAdmin(ReadOnlyAdmin):
     search_fields = ["id", "model", "input_file_id"]
     actions = ["cancel"]
 
-    @admin.action(description="Cancel")
+    @admin.action(description="Cancel", permissions=["operate"])
     def cancel(self, request: HttpRequest, queryset: QuerySet[Batch]) -> None:
         """Cancel those that can still be cancelled."""
         cancelled = 0

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 from django import forms
 from django.conf import settings
 from django.contrib import admin, messages
+from django.contrib.auth.admin import GroupAdmin, UserAdmin
+from django.contrib.auth.models import Group, User
 from django.core.paginator import Paginator
 from django.db import connection
 from django.db.models import Model, QuerySet
@@ -13,9 +15,13 @@ from django.http import HttpRequest
 from django.utils import timezone
 from django.utils.functional import cached_property
 from django.utils.html import format_html
+from django_q.admin import FailAdmin, QueueAdmin, ScheduleAdmin, TaskAdmin
+from django_q.models import Failure, OrmQ, Schedule, Success
 from unfold.admin import ModelAdmin
+from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationForm
 from unfold.widgets import UnfoldAdminCheckboxSelectMultipleWidget
 
+from vbatch_site.console.roles import Right, may
 from vbatch_site.models import ApiKey, Project, Scope, all_areas
 from vbatch_site.openai.auth import is_trusted_network
 
@@ -61,6 +67,14 @@ class SiteAdmin(ModelAdmin):  # type: ignore[misc]  # Unfold ships no types
     paginator = EstimatingPaginator
     list_per_page = 50
 
+    def has_operate_permission(self, request: HttpRequest) -> bool:
+        """Return whether the user may steer; actions ask for it by name."""
+        return may(request.user, Right.OPERATE)
+
+    def has_administer_permission(self, request: HttpRequest) -> bool:
+        """Return whether the user may manage keys, models and the like."""
+        return may(request.user, Right.ADMINISTER)
+
 
 class ReadOnlyAdmin(SiteAdmin):
     """Rows that only the machine writes."""
@@ -76,6 +90,36 @@ class ReadOnlyAdmin(SiteAdmin):
     def has_delete_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
         """Refuse."""
         return False
+
+
+class _Q2Admin(SiteAdmin):
+    """What the task queue's lists have in common; their tables grow with the traffic."""
+
+    list_filter_submit = True
+
+
+# Registered by django-q2 on Django's own class, which looks foreign here.
+for _model, _base in ((Schedule, ScheduleAdmin), (Success, TaskAdmin), (Failure, FailAdmin), (OrmQ, QueueAdmin)):
+    admin.site.unregister(_model)
+    admin.site.register(_model, type(f"{_model.__name__}Admin", (_Q2Admin, _base), {}))
+
+# The same for users and groups, which are the console's people and roles.
+for _model in (User, Group):
+    admin.site.unregister(_model)
+
+
+@admin.register(User)
+class PersonAdmin(SiteAdmin, UserAdmin):  # type: ignore[misc, type-arg]
+    """People who sign in here; a role is a group."""
+
+    form = UserChangeForm
+    add_form = UserCreationForm
+    change_password_form = AdminPasswordChangeForm
+
+
+@admin.register(Group)
+class RoleAdmin(SiteAdmin, GroupAdmin):  # type: ignore[misc]
+    """Roles; the first three come with the server."""
 
 
 @admin.register(Project)
@@ -148,7 +192,7 @@ class ApiKeyAdmin(SiteAdmin):
         note = format_html("The key is <code>{}</code>. It is shown this once; copy it now.", text)
         self.message_user(request, note, messages.WARNING)
 
-    @admin.action(description="Rotate: issue a successor, the old key works one more day", permissions=["change"])
+    @admin.action(description="Rotate: issue a successor, the old key works one more day", permissions=["administer"])
     def rotate(self, request: HttpRequest, queryset: QuerySet[ApiKey]) -> None:
         """Issue successors, and show their texts this once."""
         now = timezone.now()
@@ -158,7 +202,7 @@ class ApiKeyAdmin(SiteAdmin):
                 continue
             self._show(request, key.rotate(now, ROTATION_OVERLAP)[1])
 
-    @admin.action(description="Revoke", permissions=["change"])
+    @admin.action(description="Revoke", permissions=["administer"])
     def revoke(self, request: HttpRequest, queryset: QuerySet[ApiKey]) -> None:
         """Make keys useless from the next request on."""
         count = queryset.filter(revoked_at=None).update(revoked_at=timezone.now())

@@ -15,3 +15,8 @@ class SiteConfig(AppConfig):
 
         with suppress(OSError):
             settings.STATIC_ROOT.mkdir(parents=True, exist_ok=True)
+
+        from vbatch_site.console import dashboard, registry, system
+
+        registry.add_warnings(dashboard.warnings)
+        registry.add_components(system.components)

@@ -10,6 +10,8 @@ from django.core.validators import MinValueValidator
 from django.db import models, transaction
 from django.utils import timezone
 
+from vbatch_site.console.roles import RIGHTS
+
 DEFAULT_PROJECT = "default"
 
 # A use is written at most this often, so that a polling client does not cost a write per poll.
@@ -38,6 +40,8 @@ class Project(models.Model):
 
     class Meta:
         ordering = ["name"]
+        # The rights of the console, see console/roles.py; a tenant is what they are about.
+        permissions = [(right.value, text) for right, text in RIGHTS.items()]
 
     def __str__(self) -> str:
         return self.name

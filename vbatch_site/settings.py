@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
+from django.templatetags.static import static
 from psycopg.conninfo import conninfo_to_dict
 
 from vbatch_site.env import BadSetting, env_bool, env_choice, env_int, env_list, env_number, env_str, secret_file
@@ -110,7 +111,7 @@ USE_TZ = True
 TIME_ZONE = "UTC"
 LANGUAGE_CODE = "en-us"
 STATIC_URL = "/static/"
-STATIC_ROOT = VBATCH_HOME / "static"
+STATIC_ROOT = BASE_DIR / "staticfiles"
 
 STORAGES: dict[str, dict[str, Any]] = {
     # Objects of the Files API; another backend (S3 through django-storages) goes here.
@@ -118,9 +119,9 @@ STORAGES: dict[str, dict[str, Any]] = {
         "BACKEND": "django.core.files.storage.FileSystemStorage",
         "OPTIONS": {"location": VBATCH_HOME / "files"},
     },
-    "staticfiles": {"BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"},
+    "staticfiles": {"BACKEND": "vbatch_site.assets.AssetStorage"},
 }
-# Static files are served from the installed packages: nothing to collect before the first start.
+# What was not collected is served from the installed packages, see assets.py.
 WHITENOISE_USE_FINDERS = True
 # On the storage's own file system, so that an upload is renamed into place and not copied.
 FILE_UPLOAD_TEMP_DIR = VBATCH_HOME / "tmp"
@@ -190,6 +191,28 @@ Q_CLUSTER: dict[str, Any] = {
 UNFOLD: dict[str, Any] = {
     "SITE_TITLE": "vbatch",
     "SITE_HEADER": "vbatch",
+    "SITE_URL": "/console/",
+    "SITE_ICON": lambda request: static("console/favicon.svg"),
+    "SITE_FAVICONS": [
+        {"rel": "icon", "type": "image/svg+xml", "href": lambda request: static("console/favicon.svg")},
+    ],
+    "SIDEBAR": {"navigation": "vbatch_site.console.navigation.sidebar"},
+    # A blue that has AA contrast as text on both backgrounds, instead of Unfold's purple.
+    "COLORS": {
+        "primary": {
+            "50": "oklch(97% .015 243)",
+            "100": "oklch(94% .03 243)",
+            "200": "oklch(89% .06 243)",
+            "300": "oklch(81% .09 243)",
+            "400": "oklch(72% .11 243)",
+            "500": "oklch(62% .13 245)",
+            "600": "oklch(52% .13 247)",
+            "700": "oklch(44% .12 248)",
+            "800": "oklch(38% .105 250)",
+            "900": "oklch(32% .085 252)",
+            "950": "oklch(24% .06 254)",
+        }
+    },
     "SHOW_BACK_BUTTON": True,
     # Answers that are made up must not pass for real ones (the badge is on every page).
     "ENVIRONMENT": "vbatch_site.admin.environment",

@@ -1,12 +1,18 @@
 """All routes."""
 
 from django.contrib import admin
+from django.templatetags.static import static
 from django.urls import URLPattern, URLResolver, include, path
 from django.views.generic import RedirectView
 from drf_spectacular.views import SpectacularSwaggerView
 
+from vbatch_site.console import urls as site_console
+from vbatch_site.console.landing import landing
 from vbatch_site.health import health
 from vbatch_site.openai.schema import SchemaView
+
+# One name space, joined here because the rooms may not import later ones.
+console = (site_console.urlpatterns, "console")
 
 urlpatterns: list[URLPattern | URLResolver] = [
     path("v1/", include("files.urls")),
@@ -17,4 +23,8 @@ urlpatterns: list[URLPattern | URLResolver] = [
     path("docs", RedirectView.as_view(pattern_name="docs")),
     path("health", health),
     path("admin/", admin.site.urls),
+    path("", landing, name="landing"),
+    path("favicon.ico", RedirectView.as_view(url=static("console/favicon.svg"))),
+    path("console", RedirectView.as_view(pattern_name="console:dashboard")),
+    path("console/", include(console)),
 ]

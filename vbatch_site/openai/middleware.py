@@ -11,6 +11,7 @@ from vbatch_site.openai.errors import internal_fault, plain_refusal
 from vbatch_site.openai.headers import answer_headers, request_id
 
 _API_PREFIXES = ("/v1/", "/api/")
+_PAGES = ("/console/", "/admin/")
 
 
 def is_api(request: HttpRequest) -> bool:
@@ -47,4 +48,5 @@ def _is_json(response: HttpResponseBase) -> bool:
 
 
 def _is_browser(request: HttpRequest) -> bool:
-    return "text/html" in request.headers.get("Accept", "")
+    # htmx asks for parts of pages without naming a type.
+    return "text/html" in request.headers.get("Accept", "") or request.path.startswith(_PAGES)

@@ -28,6 +28,8 @@ PURE = [
     "workers/client.py",
     "workers/engine.py",
     "workers/machine.py",
+    "vbatch_site/console/charts.py",
+    "vbatch_site/console/roles.py",
     "vbatch_site/guard.py",
     "vbatch_site/openai/ids.py",
     "vbatch_site/openai/wording.py",

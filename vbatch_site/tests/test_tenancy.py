@@ -26,6 +26,9 @@ METHODS = ("get", "post", "put", "patch", "delete")
 # Routes that everybody may see, with the reason.
 PUBLIC = {
     "/health": "asked by load balancers",
+    "/": "says how to connect",
+    "/favicon.ico": "an image",
+    "/console": "leads to /console/",
     "/docs": "describes the API",
     "/docs/": "describes the API",
     "/api/schema/": "describes the API",

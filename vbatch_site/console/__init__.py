@@ -1,0 +1,1 @@
+"""The operators' console: rights, pages, navigation, and the dashboard that every room adds to."""

@@ -1,0 +1,23 @@
+"""The page at `/`: how an API user connects."""
+
+from django.conf import settings
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import render
+from django.views.decorators.http import require_safe
+
+from vbatch_site.console.roles import Right, may
+
+
+@require_safe
+def landing(request: HttpRequest) -> HttpResponse:
+    """Show the base URL and the lines that use it."""
+    user = getattr(request, "user", None)
+    context = {
+        "title": "vbatch",
+        "base_url": request.build_absolute_uri("/v1"),
+        "keyless": settings.VBATCH_AUTH == "optional",
+        "simulated": settings.VBATCH_ENGINE == "sim",
+        "window": settings.VBATCH_COMPLETION_WINDOWS[0],
+        "may_issue": user is not None and may(user, Right.ADMINISTER),
+    }
+    return render(request, "console/site/landing.html", context)

@@ -1,0 +1,93 @@
+"""The system page: which parts of the installation are up, and what waits for them."""
+
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Any
+
+from django.conf import settings
+from django.db import DatabaseError, connection
+from django.db.migrations.executor import MigrationExecutor
+from django.http import HttpRequest, HttpResponse
+from django.urls import reverse
+from django.utils import timezone
+from django_q.models import OrmQ
+from django_q.status import Stat
+
+from vbatch_site.console import registry
+from vbatch_site.console.dashboard import free_bytes
+from vbatch_site.console.pages import DASHBOARD_SECONDS, page, show
+from vbatch_site.console.registry import Component
+from vbatch_site.templatetags.console import size
+
+
+@page()
+def system(request: HttpRequest) -> HttpResponse:
+    """Show the components and the task queues."""
+    context = {
+        "title": "System",
+        "components": registry.components(),
+        "queues": _queues(),
+        "facts": _facts(),
+        "seconds": DASHBOARD_SECONDS,
+    }
+    return show(request, "console/site/system.html", context, part="console/site/_system.html")
+
+
+def components() -> Iterable[Component]:
+    """Return the parts that this room knows: the web, the database, the clusters, the disk."""
+    yield Component("Web", "up", "answers this page")
+    yield _database()
+    yield _migrations()
+    yield from _clusters()
+    free = free_bytes()
+    yield Component("Storage", "unknown" if free is None else "up", f"{size(free)} free" if free is not None else "")
+
+
+def _database() -> Component:
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT current_setting('server_version'), pg_database_size(current_database())")
+            version, used = cursor.fetchone()
+    except DatabaseError as error:
+        return Component("Database", "down", str(error))
+    return Component("Database", "up", f"PostgreSQL {version.split()[0]}, {size(used)}")
+
+
+def _migrations() -> Component:
+    executor = MigrationExecutor(connection)
+    pending = len(executor.migration_plan(executor.loader.graph.leaf_nodes()))
+    return Component("Migrations", "down" if pending else "up", f"{pending} pending" if pending else "all applied")
+
+
+def _clusters() -> Iterable[Component]:
+    url = reverse("admin:django_q_ormq_changelist")
+    found = {stat.cluster_id: stat for stat in Stat.get_all()}
+    for stat in found.values():
+        workers = f"{len(stat.workers)} workers, up {_since(stat.tob)}"
+        yield Component(f"Cluster {str(stat.cluster_id)[:8]}", "up", f"{stat.status.lower()}, {workers}", url)
+    if not found:
+        yield Component("Task clusters", "unknown", "none has reported in the web process's cache", url)
+
+
+def _since(at: datetime) -> str:
+    return f"since {at.strftime('%Y-%m-%d %H:%M')} UTC"
+
+
+def _queues() -> list[dict[str, Any]]:
+    """Return each queue's length and the tasks that a worker has taken."""
+    now = timezone.now()
+    rows: dict[str, dict[str, Any]] = {}
+    for key, lock in OrmQ.objects.values_list("key", "lock").order_by("key")[:10_000]:
+        row = rows.setdefault(key, {"name": key, "ready": 0, "taken": 0})
+        row["taken" if lock and lock > now else "ready"] += 1
+    return [rows.get(name, {"name": name, "ready": 0, "taken": 0}) for name in sorted({"default", "gpu", *rows})]
+
+
+def _facts() -> list[tuple[str, str]]:
+    return [
+        ("Engine", settings.VBATCH_ENGINE),
+        ("Launcher", settings.VBATCH_LAUNCHER),
+        ("Keys", settings.VBATCH_AUTH),
+        ("Completion windows", ", ".join(settings.VBATCH_COMPLETION_WINDOWS)),
+        ("Engine slots here", str(settings.VBATCH_GPU_WORKERS)),
+    ]

@@ -1,0 +1,138 @@
+// The console's only script: copying, confirming, fresh times, and polling that knows its manners.
+(() => {
+  "use strict";
+
+  const UNITS = [[86400, "d", 3600, "h"], [3600, "h", 60, "min"], [60, "min", 1, "s"]];
+
+  function duration(seconds) {
+    const whole = Math.round(seconds);
+    for (const [size, unit, small, smallUnit] of UNITS) {
+      if (whole >= size) {
+        const rest = Math.floor((whole % size) / small);
+        return `${Math.floor(whole / size)} ${unit}` + (rest ? ` ${rest} ${smallUnit}` : "");
+      }
+    }
+    return `${whole} s`;
+  }
+
+  function relative(date) {
+    const seconds = (Date.now() - date.getTime()) / 1000;
+    if (Math.abs(seconds) < 1) return "now";
+    const words = duration(Math.abs(seconds)).split(" ").slice(0, 2).join(" ");
+    return seconds > 0 ? `${words} ago` : `in ${words}`;
+  }
+
+  let updated = Date.now();
+
+  function tick() {
+    for (const time of document.querySelectorAll("time.vb-time")) {
+      const text = relative(new Date(time.dateTime));
+      if (time.textContent !== text) time.textContent = text;
+    }
+    for (const place of document.querySelectorAll("[data-updated]")) {
+      const paused = busy();
+      place.textContent = paused ? "Updates paused" : `Updated ${relative(new Date(updated))}`;
+    }
+  }
+  setInterval(tick, 1000);
+
+  // Someone who selects rows or answers a question must not lose it to an update.
+  function busy() {
+    return document.hidden
+      || document.querySelector("dialog[open]") !== null
+      || document.querySelector("[data-live] input[data-select]:checked") !== null;
+  }
+
+  document.addEventListener("htmx:beforeRequest", (event) => {
+    if (event.target.matches("[data-live]") && busy()) event.preventDefault();
+  });
+  document.addEventListener("htmx:afterSwap", () => { updated = Date.now(); tick(); });
+  document.addEventListener("htmx:sendError", () => tell("The server can't be reached. Trying again."));
+  document.addEventListener("htmx:responseError", (event) => {
+    const text = event.detail.xhr.getResponseHeader("content-type")?.startsWith("text/plain")
+      ? event.detail.xhr.responseText : `The server answered ${event.detail.xhr.status}.`;
+    tell(text);
+  });
+
+  function tell(text) {
+    let place = document.getElementById("vb-tell");
+    if (!place) {
+      place = document.createElement("p");
+      place.id = "vb-tell";
+      place.className = "vb-note vb-tone-error";
+      place.setAttribute("role", "status");
+      document.getElementById("vb-main")?.prepend(place);
+    }
+    place.textContent = text;
+    clearTimeout(place.timer);
+    place.timer = setTimeout(() => place.remove(), 8000);
+  }
+
+  async function copy(button) {
+    const source = button.dataset.copyFrom && document.getElementById(button.dataset.copyFrom);
+    const text = source ? source.textContent : button.dataset.copy;
+    try {
+      await navigator.clipboard.writeText(text);
+    } catch {
+      // Without https there is no clipboard interface; a selection can still be copied.
+      const area = document.createElement("textarea");
+      area.value = text;
+      document.body.append(area);
+      area.select();
+      document.execCommand("copy");
+      area.remove();
+    }
+    button.classList.add("vb-copied");
+    const title = button.title;
+    button.title = "Copied";
+    const said = document.getElementById("vb-said");
+    if (said) said.textContent = "Copied";
+    setTimeout(() => { button.classList.remove("vb-copied"); button.title = title; }, 1500);
+  }
+
+  document.addEventListener("click", (event) => {
+    const button = event.target.closest("button");
+    if (!button) return;
+    if (button.dataset.copy !== undefined || button.dataset.copyFrom !== undefined) {
+      copy(button);
+    } else if (button.dataset.open) {
+      const dialog = document.getElementById(button.dataset.open);
+      const named = dialog.querySelector("[data-selected-count]");
+      if (named) named.textContent = document.querySelectorAll("input[data-select]:checked").length;
+      dialog.showModal();
+    } else if (button.dataset.close !== undefined) {
+      button.closest("dialog").close();
+    }
+  });
+
+  // Rows that are selected: the buttons that need some are there only while there are some.
+  document.addEventListener("change", (event) => {
+    if (event.target.matches("input[data-select-all]")) {
+      for (const box of document.querySelectorAll("input[data-select]")) box.checked = event.target.checked;
+    }
+    if (event.target.matches("input[data-select], input[data-select-all]")) {
+      const count = document.querySelectorAll("input[data-select]:checked").length;
+      for (const place of document.querySelectorAll("[data-when-selected]")) {
+        place.hidden = count === 0;
+        const number = place.querySelector("[data-number]");
+        if (number) number.textContent = count;
+      }
+      tick();
+    }
+    if (event.target.matches("[data-submit]")) event.target.form.requestSubmit();
+  });
+
+  // A form is sent once, however often it is clicked.
+  document.addEventListener("submit", (event) => {
+    const form = event.target;
+    if (form.method === "get") {
+      for (const field of form.elements) if (field.name && !field.value) field.disabled = true;
+      setTimeout(() => { for (const field of form.elements) field.disabled = false; });
+      return;
+    }
+    if (form.dataset.sent) event.preventDefault();
+    if (form.method === "dialog") return;
+    form.dataset.sent = "1";
+    setTimeout(() => delete form.dataset.sent, 4000);
+  });
+})();
