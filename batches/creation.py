@@ -10,14 +10,14 @@ from django.conf import settings
 from django.db import transaction
 
 from batches import doorbell
-from batches.models import Batch, OnInvalidLine
+from batches.models import HIGHEST_PRIORITY, LOWEST_PRIORITY, Batch, OnInvalidLine
 from batches.validation import ENDPOINTS, OPENAI_ENDPOINTS
 from files import storage
 from files.jsonl import iter_lines
 from files.models import File, Purpose
 from files.uploads import read_lifetime
 from vbatch_site.models import Project
-from vbatch_site.openai.errors import ApiError, Json, missing, not_supported, wrong_id, wrong_type
+from vbatch_site.openai.errors import ApiError, Json, check_bounds, missing, not_supported, wrong_id, wrong_type
 from vbatch_site.openai.idempotency import Claim
 
 MAX_METADATA_PAIRS = 16
@@ -47,6 +47,7 @@ class BatchRequest:
     output_life_seconds: int | None
     allow_mixed_models: bool
     on_invalid_line: OnInvalidLine
+    priority: int
 
 
 def create(project: Project, body: Json, key: Claim | None = None) -> Batch:
@@ -66,6 +67,7 @@ def create(project: Project, body: Json, key: Claim | None = None) -> Batch:
             output_life_seconds=wanted.output_life_seconds,
             allow_mixed_models=wanted.allow_mixed_models,
             on_invalid_line=wanted.on_invalid_line,
+            priority=wanted.priority,
         )
         doorbell.ring_validate(batch.pk)
         holder = key.hold(batch.pk) if key else batch.pk
@@ -103,7 +105,18 @@ def read(project: Project, body: Json) -> BatchRequest:
         output_life_seconds=life.seconds if life else None,
         allow_mixed_models=read_flag(body, "allow_mixed_models"),
         on_invalid_line=read_on_invalid_line(body),
+        priority=read_priority(body.get("priority")),
     )
+
+
+def read_priority(value: Any) -> int:
+    """Return a checked priority, 0 without one, or raise ApiError."""
+    if value is None:
+        return 0
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise wrong_type("priority", "an integer", value)
+    check_bounds("priority", value, LOWEST_PRIORITY, HIGHEST_PRIORITY)
+    return value
 
 
 def _file_id(body: Json) -> str:

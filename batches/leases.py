@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
+from typing import NamedTuple
 
 from django.conf import settings
 from django.db import connection, transaction
@@ -116,22 +117,33 @@ def claim(batch_id: str, model: str, holder: str) -> Lease | None:
     )
 
 
-def renew(leases: Iterable[Lease]) -> set[int]:
-    """Prolong leases; return the shards that are still ours and whose batches still want to be run."""
+class Renewed(NamedTuple):
+    """Shards that are still ours, by what their batches want; those in neither are to be let go."""
+
+    wanted: set[int]
+    paused: set[int]
+
+
+def renew(leases: Iterable[Lease]) -> Renewed:
+    """Prolong leases; return the shards whose batches still want to be run, now or later."""
+    renewed = Renewed(set(), set())
     pairs = [(lease.shard_id, lease.epoch) for lease in leases]
     if not pairs:
-        return set()
+        return renewed
     with connection.cursor() as cursor:
         cursor.execute(
             """
             UPDATE batches_shard s SET lease_expires_at = %s
               FROM unnest(%s::bigint[], %s::int[]) AS mine(id, epoch), batches_batch b
              WHERE s.id = mine.id AND s.epoch = mine.epoch AND s.state = 'leased' AND b.id = s.batch_id
-         RETURNING s.id, b.status
+         RETURNING s.id, b.status, b.paused_at
             """,
             [timezone.now() + _term(), *map(list, zip(*pairs, strict=True))],
         )
-        return {shard_id for shard_id, status in cursor.fetchall() if status == BatchStatus.IN_PROGRESS}
+        for shard_id, status, paused_at in cursor.fetchall():
+            if status == BatchStatus.IN_PROGRESS:
+                (renewed.paused if paused_at else renewed.wanted).add(shard_id)
+    return renewed
 
 
 @dataclass(slots=True)

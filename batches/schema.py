@@ -7,6 +7,7 @@ from drf_spectacular.utils import extend_schema_view
 from msgspec import Meta
 
 from batches.creation import MAX_METADATA_KEY, MAX_METADATA_PAIRS, MAX_METADATA_VALUE
+from batches.models import HIGHEST_PRIORITY, LOWEST_PRIORITY
 from batches.serializers import BatchDict, BatchListDict
 from batches.validation import ENDPOINTS
 from vbatch_site.openai.schema import AFTER, LifetimeDict, limit, operation
@@ -17,6 +18,8 @@ LARGEST_PAGE = 100
 
 _KEY = Annotated[str, Meta(max_length=MAX_METADATA_KEY, pattern="^[^\\x00]*$")]
 _VALUE = Annotated[str, Meta(max_length=MAX_METADATA_VALUE, pattern="^[^\\x00]*$")]
+
+_Priority = Annotated[int, Meta(ge=LOWEST_PRIORITY, le=HIGHEST_PRIORITY, description="Higher goes first.")]
 
 
 class CreateBatchDict(TypedDict):
@@ -29,6 +32,13 @@ class CreateBatchDict(TypedDict):
     output_expires_after: NotRequired[LifetimeDict | None]
     allow_mixed_models: NotRequired[bool | None]
     on_invalid_line: NotRequired[Literal["fail", "skip"] | None]
+    priority: NotRequired[_Priority | None]
+
+
+class UpdateBatchDict(TypedDict):
+    """What can be changed of a batch that has not ended."""
+
+    priority: _Priority
 
 
 batches = extend_schema_view(
@@ -53,10 +63,29 @@ batches = extend_schema_view(
 batch = extend_schema_view(
     get=operation(
         "retrieveBatch", tag=BATCHES, summary="Show a batch", path="batch_id", answer=BatchDict, refuses=[400]
-    )
+    ),
+    post=operation(
+        "updateBatch",
+        tag=BATCHES,
+        summary="Change a batch's priority",
+        path="batch_id",
+        body=UpdateBatchDict,
+        answer=BatchDict,
+        refuses=[409],
+    ),
 )
 cancel = extend_schema_view(
     post=operation(
         "cancelBatch", tag=BATCHES, summary="Cancel a batch", path="batch_id", answer=BatchDict, refuses=[400, 409]
+    )
+)
+pause = extend_schema_view(
+    post=operation(
+        "pauseBatch", tag=BATCHES, summary="Pause a batch", path="batch_id", answer=BatchDict, refuses=[400, 409]
+    )
+)
+resume = extend_schema_view(
+    post=operation(
+        "resumeBatch", tag=BATCHES, summary="Resume a batch", path="batch_id", answer=BatchDict, refuses=[400, 409]
     )
 )

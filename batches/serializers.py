@@ -6,7 +6,7 @@ from typing import Annotated, Literal, TypedDict
 from msgspec import Meta
 
 from batches.models import Batch
-from batches.states import BatchStatus
+from batches.states import STEERABLE, BatchStatus
 from vbatch_site.openai.schema import PageDict, UnixTime
 
 
@@ -56,6 +56,13 @@ class UsageDict(TypedDict):
     total_tokens: int
 
 
+class ExtraDict(TypedDict):
+    """What this server knows of a batch beyond OpenAI's object."""
+
+    priority: int
+    paused: bool
+
+
 class BatchDict(TypedDict):
     """OpenAI's batch object (contract.md 2.2)."""
 
@@ -81,6 +88,7 @@ class BatchDict(TypedDict):
     request_counts: CountsDict
     usage: UsageDict
     metadata: dict[str, str] | None
+    vbatch: ExtraDict
 
 
 class BatchListDict(PageDict):
@@ -124,4 +132,10 @@ def batch_dict(batch: Batch) -> BatchDict:
             "total_tokens": batch.input_tokens + batch.output_tokens,
         },
         "metadata": batch.metadata,
+        "vbatch": {"priority": batch.priority, "paused": is_paused(batch)},
     }
+
+
+def is_paused(batch: Batch) -> bool:
+    """Return whether a batch could run and was told not to."""
+    return batch.paused_at is not None and batch.status in STEERABLE

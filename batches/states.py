@@ -42,6 +42,9 @@ SOURCES: dict[BatchStatus, frozenset[BatchStatus]] = {
 TERMINAL = frozenset({BatchStatus.FAILED, BatchStatus.COMPLETED, BatchStatus.EXPIRED, BatchStatus.CANCELLED})
 ACTIVE = frozenset(BatchStatus) - TERMINAL
 
+# States in which there is something left to steer: a pause, a priority.
+STEERABLE = frozenset({BatchStatus.VALIDATING, BatchStatus.IN_PROGRESS})
+
 # The states that a task has to carry on; a batch that stays in one too long gets its doorbell rung again.
 WAITS_FOR_TASK = frozenset({BatchStatus.VALIDATING, BatchStatus.FINALIZING, BatchStatus.CANCELLING})
 

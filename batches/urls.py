@@ -8,4 +8,6 @@ urlpatterns = [
     path("batches", views.BatchesView.as_view()),
     path("batches/<str:batch_id>", views.BatchView.as_view()),
     path("batches/<str:batch_id>/cancel", views.CancelView.as_view()),
+    path("batches/<str:batch_id>/pause", views.PauseView.as_view()),
+    path("batches/<str:batch_id>/resume", views.ResumeView.as_view()),
 ]

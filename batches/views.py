@@ -1,5 +1,8 @@
 """The Batch API."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
@@ -10,7 +13,7 @@ from batches.states import BatchStatus
 from vbatch_site.models import Project
 from vbatch_site.openai import idempotency, owned
 from vbatch_site.openai.auth import ApiRequest
-from vbatch_site.openai.errors import ApiError, wrong_id
+from vbatch_site.openai.errors import ApiError, missing, wrong_id
 from vbatch_site.openai.pagination import page
 
 # A cancel of these changes nothing and is no error (contract.md 2.5).
@@ -23,6 +26,26 @@ def find_batch(project: Project, batch_id: str) -> Batch:
         raise wrong_id("batch_id", batch_id[:200], "batch")
     refusal = ApiError(f"No batch found with id '{batch_id[:200]}'.", http_status=404)
     return owned.find(Batch.objects.all(), project, batch_id, refusal)
+
+
+def _who(request: ApiRequest) -> str:
+    return f"key {request.auth.prefix}" if request.auth else "a request without a key"
+
+
+@contextmanager
+def _conflicts(batch: Batch, verb: str, harmless: tuple[BatchStatus, ...] = ()) -> Iterator[None]:
+    """Answer 409 when the batch is past what is asked for, unless that changes nothing."""
+    try:
+        yield
+    except StaleTransition:
+        batch.refresh_from_db()
+        if batch.status not in harmless:
+            raise ApiError(
+                f"Cannot {verb} a batch with status '{batch.status}'.",
+                http_status=409,
+                # Both SDKs repeat a 409 twice before they raise; nothing would change (contract.md 2.5).
+                headers={"x-should-retry": "false"},
+            ) from None
 
 
 @schema.batches
@@ -57,6 +80,16 @@ class BatchView(APIView):
         """Show it."""
         return Response(batch_dict(find_batch(request.user, batch_id)))
 
+    def post(self, request: ApiRequest, batch_id: str) -> Response:
+        """Change its priority."""
+        batch = find_batch(request.user, batch_id)
+        if "priority" not in request.data:
+            raise missing("priority")
+        priority = creation.read_priority(request.data["priority"])
+        with _conflicts(batch, "change the priority of"):
+            steering.prioritize(batch, priority, by=_who(request))
+        return Response(batch_dict(batch))
+
 
 @schema.cancel
 class CancelView(APIView):
@@ -65,15 +98,30 @@ class CancelView(APIView):
     def post(self, request: ApiRequest, batch_id: str) -> Response:
         """Cancel it: what is finished is kept, the rest does not run."""
         batch = find_batch(request.user, batch_id)
-        try:
-            steering.cancel(batch, by=f"key {request.auth.prefix}" if request.auth else "a request without a key")
-        except StaleTransition:
-            batch.refresh_from_db()
-            if batch.status not in _CANCEL_IS_LATE:
-                raise ApiError(
-                    f"Cannot cancel a batch with status '{batch.status}'.",
-                    http_status=409,
-                    # Both SDKs repeat a 409 twice before they raise; nothing would change (contract.md 2.5).
-                    headers={"x-should-retry": "false"},
-                ) from None
+        with _conflicts(batch, "cancel", harmless=_CANCEL_IS_LATE):
+            steering.cancel(batch, by=_who(request))
+        return Response(batch_dict(batch))
+
+
+@schema.pause
+class PauseView(APIView):
+    """A batch that waits until it is told to go on."""
+
+    def post(self, request: ApiRequest, batch_id: str) -> Response:
+        """Pause it: no more lines are started."""
+        batch = find_batch(request.user, batch_id)
+        with _conflicts(batch, "pause"):
+            steering.pause(batch, by=_who(request))
+        return Response(batch_dict(batch))
+
+
+@schema.resume
+class ResumeView(APIView):
+    """A paused batch that goes on."""
+
+    def post(self, request: ApiRequest, batch_id: str) -> Response:
+        """Resume it."""
+        batch = find_batch(request.user, batch_id)
+        with _conflicts(batch, "resume"):
+            steering.resume(batch, by=_who(request))
         return Response(batch_dict(batch))

@@ -30,6 +30,7 @@ class Held:
     uncommitted: int = 0
     dropped: bool = False
     closing: bool = False  # what is not started goes back; released when nothing of it is in flight
+    paused_since: float = 0.0  # when its batch was seen paused; what is in flight may finish for a while
 
     @classmethod
     def take(cls, lease: Lease, rank: int) -> "Held":

@@ -42,6 +42,7 @@ COMMIT_LINES = 256  # results in one transaction
 COMMIT_SECONDS = 0.1  # how long a result waits for company; a crash repeats at most these and the lines in flight
 BEAT_SECONDS = 2.0  # between two signs of life in the database
 SWEEP_SECONDS = 5.0
+PAUSE_GRACE_SECONDS = 2.5  # what lines in flight get to finish when their batch is paused
 DRAIN_SECONDS = 4.0  # what lines in flight get to finish when the process is asked to stop
 MAX_ATTEMPTS = 3  # of one line, engine crashes not counted
 BACKOFF_SECONDS = 0.5  # before the second attempt; doubles
@@ -139,16 +140,26 @@ class Runner:
         if not self._held or time.monotonic() - self._renewed_at < TICK_SECONDS:
             return
         self._renewed_at = time.monotonic()
-        wanted = await self._db(leases.renew, [held.lease for held in self._held])
+        renewed = await self._db(leases.renew, [held.lease for held in self._held])
         now = timezone.now()
-        for held in [h for h in self._held if h.lease.shard_id not in wanted or h.lease.expires_at <= now]:
-            await self._drop(held)
+        for held in list(self._held):
+            if held.lease.shard_id in renewed.paused and not held.paused_since:
+                held.closing, held.paused_since = True, time.monotonic()
+                self._unqueue(held)
+            kept = held.lease.shard_id in renewed.wanted or held.lease.shard_id in renewed.paused
+            late = held.paused_since and time.monotonic() - held.paused_since > PAUSE_GRACE_SECONDS
+            if late or not kept or held.lease.expires_at <= now:
+                await self._drop(held)
+
+    def _unqueue(self, held: Held) -> None:
+        """Start no more of a shard's lines."""
+        self._backlog.remove(held)
+        self._suspects = deque(g for group in self._suspects if (g := [x for x in group if x.held is not held]))
 
     async def _drop(self, held: Held) -> None:
         """Abort a shard's lines, commit those that are finished, and release the rest."""
         held.dropped = True
-        self._backlog.remove(held)
-        self._suspects = deque(g for group in self._suspects if (g := [x for x in group if x.held is not held]))
+        self._unqueue(held)
         for task in list(held.tasks):
             task.cancel()
         await asyncio.gather(*held.tasks, return_exceptions=True)

@@ -8,31 +8,14 @@ from django.utils import timezone
 from batches import leases
 from batches.models import Batch, Result, Shard
 from batches.outcome import Outcome
-from batches.planning import Plan, PlannedLine
 from batches.states import BatchStatus, ShardState
-from files.models import File, Purpose
-from vbatch_site.models import Project
+from batches.tests.rows import MODEL, new_batch
 
 pytestmark = pytest.mark.django_db
 
-MODEL = "m"
-
 
 def _batch(lines: int = 6, shard_lines: int = 3) -> Batch:
-    project = Project.default()
-    file = File.objects.create(project=project, purpose=Purpose.BATCH, filename="f", bytes=1, path="p")
-    batch = Batch.begin(
-        window=timedelta(hours=24),
-        project=project,
-        endpoint="/v1/chat/completions",
-        input_file_id=file.pk,
-        completion_window="24h",
-    )
-    plan = Plan()
-    for number in range(1, lines + 1):
-        plan.add(PlannedLine(number, number * 10, 9))
-    for index, shard in enumerate(plan.shards(MODEL, shard_lines)):
-        Shard.objects.create(batch=batch, index=index, model=MODEL, lines=shard.packed, count=shard.count)
+    batch = new_batch(lines, shard_lines)
     batch.move(BatchStatus.IN_PROGRESS, total=lines, model=MODEL)
     return batch
 
@@ -74,7 +57,7 @@ def test_a_worker_that_lost_its_lease_writes_nothing() -> None:
     taken = _claim(batch, "fast")
     assert taken.shard_id == lost.shard_id
     assert leases.commit([_result(lost, 1)]) == set()
-    assert leases.renew([lost]) == set()
+    assert leases.renew([lost]) == (set(), set())
     leases.release([lost])
     batch.refresh_from_db()
     assert batch.completed == 0
@@ -106,7 +89,7 @@ def test_a_cancelled_batch_is_no_longer_wanted_but_keeps_what_is_finished() -> N
     batch = _batch()
     lease = _claim(batch)
     batch.move(BatchStatus.CANCELLING)
-    assert leases.renew([lease]) == set()
+    assert leases.renew([lease]) == (set(), set())
     assert not leases.close_shards(batch.pk)  # a live lease holds the files up
     leases.commit([_result(lease, 1)])
     leases.release([lease])
@@ -114,3 +97,24 @@ def test_a_cancelled_batch_is_no_longer_wanted_but_keeps_what_is_finished() -> N
     assert set(Shard.objects.values_list("state", flat=True)) == {ShardState.CLOSED.value}
     assert leases.commit([_result(lease, 2)]) == set()
     assert Result.objects.filter(batch=batch).count() == 1
+
+
+def test_a_paused_batch_is_not_given_out_and_its_leases_are_told_so() -> None:
+    batch = _batch()
+    lease = _claim(batch)
+    Batch.objects.filter(pk=batch.pk).update(paused_at=timezone.now())
+    assert leases.waiting(timezone.now()) == []
+    assert leases.claim(batch.pk, MODEL, "b") is None
+    assert leases.renew([lease]) == (set(), {lease.shard_id})
+    # What was in flight counts.
+    assert leases.commit([_result(lease, 1)]) == {lease.shard_id}
+    leases.release([lease])
+    Batch.objects.filter(pk=batch.pk).update(paused_at=None)
+    (waiting,) = leases.waiting(timezone.now())
+    assert waiting.lines == 5
+
+
+def test_work_that_waits_carries_its_priority() -> None:
+    batch = _batch()
+    Batch.objects.filter(pk=batch.pk).update(priority=-7)
+    assert [waiting.priority for waiting in leases.waiting(timezone.now())] == [-7]
