@@ -10,7 +10,9 @@ from django.conf import settings
 from django.db import transaction
 
 from batches import doorbell
+from batches.carrying import FILES_GONE, EarlierFilesGone, check_files, find_earlier
 from batches.models import HIGHEST_PRIORITY, LOWEST_PRIORITY, Batch, OnInvalidLine
+from batches.states import TERMINAL
 from batches.validation import ENDPOINTS, OPENAI_ENDPOINTS
 from files import storage
 from files.jsonl import iter_lines
@@ -47,6 +49,7 @@ class BatchRequest:
     output_life_seconds: int | None
     allow_mixed_models: bool
     on_invalid_line: OnInvalidLine
+    continue_from: str
     priority: int
 
 
@@ -67,6 +70,7 @@ def create(project: Project, body: Json, key: Claim | None = None) -> Batch:
             output_life_seconds=wanted.output_life_seconds,
             allow_mixed_models=wanted.allow_mixed_models,
             on_invalid_line=wanted.on_invalid_line,
+            continue_from=wanted.continue_from,
             priority=wanted.priority,
         )
         doorbell.ring_validate(batch.pk)
@@ -105,6 +109,7 @@ def read(project: Project, body: Json) -> BatchRequest:
         output_life_seconds=life.seconds if life else None,
         allow_mixed_models=read_flag(body, "allow_mixed_models"),
         on_invalid_line=read_on_invalid_line(body),
+        continue_from=_read_continue_from(project, body),
         priority=read_priority(body.get("priority")),
     )
 
@@ -145,6 +150,28 @@ def read_on_invalid_line(body: Json) -> OnInvalidLine:
         return OnInvalidLine.FAIL
     _check_choice("on_invalid_line", value, OnInvalidLine.values)
     return OnInvalidLine(value)
+
+
+def _read_continue_from(project: Project, body: Json) -> str:
+    """Return the id of the batch whose answers are taken over, empty for none, or raise ApiError."""
+    value = body.get("continue_from")
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise wrong_type("continue_from", "a string", value)
+    if not value.startswith("batch"):
+        raise wrong_id("continue_from", value[:200], "batch")
+    earlier = find_earlier(project, value.replace("\0", ""))
+    if earlier is None:
+        raise ApiError(f"No batch found with id '{value[:200]}'.", param="continue_from", code="batch_not_found")
+    if earlier.status not in TERMINAL:
+        message = f"Can't continue from '{earlier.pk}': its status is '{earlier.status}', and it has to end first."
+        raise ApiError(message, param="continue_from", code="batch_not_ended")
+    try:
+        check_files(earlier)
+    except EarlierFilesGone as error:
+        raise ApiError(str(error), param="continue_from", code=FILES_GONE) from None
+    return earlier.pk
 
 
 def _check_choice(param: str, value: Any, accepted: Any, named: Any = None) -> None:

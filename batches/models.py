@@ -89,6 +89,7 @@ class Batch(models.Model):
     error_file_id = models.CharField(max_length=64, null=True, blank=True)  # noqa: DJ001 (null on the wire)
 
     total = models.PositiveIntegerField(default=0)
+    carried = models.PositiveIntegerField(default=0, help_text="Completed lines whose answers were taken over.")
     completed = models.PositiveIntegerField(default=0)
     failed = models.PositiveIntegerField(default=0)
     input_tokens = models.PositiveBigIntegerField(default=0)

@@ -32,6 +32,7 @@ class CreateBatchDict(TypedDict):
     output_expires_after: NotRequired[LifetimeDict | None]
     allow_mixed_models: NotRequired[bool | None]
     on_invalid_line: NotRequired[Literal["fail", "skip"] | None]
+    continue_from: NotRequired[Annotated[str, Meta(pattern="^batch", max_length=40)] | None]
     priority: NotRequired[_Priority | None]
 
 

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, TypedDict
 
 from msgspec import Meta
 
-from batches.models import Batch
+from batches.models import Batch, OnInvalidLine
 from batches.states import STEERABLE, BatchStatus
 from vbatch_site.openai.schema import PageDict, UnixTime
 
@@ -61,6 +61,10 @@ class ExtraDict(TypedDict):
 
     priority: int
     paused: bool
+    allow_mixed_models: bool
+    on_invalid_line: Literal["fail", "skip"]
+    continue_from: str | None
+    carried: Annotated[int, Meta(description="Completed lines whose answers were taken over.")]
 
 
 class BatchDict(TypedDict):
@@ -132,7 +136,14 @@ def batch_dict(batch: Batch) -> BatchDict:
             "total_tokens": batch.input_tokens + batch.output_tokens,
         },
         "metadata": batch.metadata,
-        "vbatch": {"priority": batch.priority, "paused": is_paused(batch)},
+        "vbatch": {
+            "priority": batch.priority,
+            "paused": is_paused(batch),
+            "allow_mixed_models": batch.allow_mixed_models,
+            "on_invalid_line": "skip" if batch.on_invalid_line == OnInvalidLine.SKIP else "fail",
+            "continue_from": batch.continue_from or None,
+            "carried": batch.carried,
+        },
     }
 
 

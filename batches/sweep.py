@@ -69,6 +69,11 @@ def delete_unneeded_bytes() -> None:
     now = timezone.now()
     File.objects.expired(now).update(deleted_at=now)
     in_use = Batch.objects.exclude(status__in=TERMINAL).values("input_file_id")
-    for file in File.objects.gone(now).exclude(pk__in=in_use)[:1000]:
+    continuing = Batch.objects.filter(status=BatchStatus.VALIDATING).exclude(continue_from="")
+    earlier = Batch.objects.filter(pk__in=continuing.values("continue_from"), output_file_id__isnull=False)
+    unneeded = File.objects.gone(now).exclude(pk__in=in_use)
+    for name in ("input_file_id", "output_file_id"):
+        unneeded = unneeded.exclude(pk__in=earlier.values(name))
+    for file in unneeded[:1000]:
         storage.delete(file.path)
         file.delete()

@@ -1,12 +1,15 @@
 """Take a new batch from `validating` to `in_progress` or `failed`: one pass over its input file."""
 
+from contextlib import ExitStack
+
 import msgspec
 from django.conf import settings
 from django.db import transaction
 from django.db.models import Exists, OuterRef, Q, Subquery, Sum
 from django.utils import timezone
 
-from batches import doorbell
+from batches import doorbell, leases
+from batches.carrying import FILES_GONE, EarlierAnswers, EarlierFilesGone
 from batches.catalogue import known_models
 from batches.locks import batch_lock
 from batches.models import Batch, OnInvalidLine, Shard, StaleTransition
@@ -42,6 +45,7 @@ def _validate(batch_id: str) -> bool:
         if file is None:
             return _fail(batch, [_cannot_find(batch)])
         settled = SettledLines(batch.pk)
+        earlier = Batch.objects.visible_to(batch.project).filter(pk=batch.continue_from).first()
         validator = Validator(
             batch.endpoint,
             known_models(),
@@ -51,13 +55,18 @@ def _validate(batch_id: str) -> bool:
             skip=settled.refuse if batch.on_invalid_line == OnInvalidLine.SKIP else None,
         )
         try:
-            with storage.opened(file.path) as stream:
+            with ExitStack() as stack:
+                if earlier is not None:
+                    validator.answered = stack.enter_context(EarlierAnswers(earlier, settled)).take
+                stream = stack.enter_context(storage.opened(file.path))
                 for number, offset, raw in iter_lines(stream):
                     validator.feed(number, offset, raw)
                     if validator.full:
                         break
         except FileNotFoundError:
             return _fail(batch, [_cannot_find(batch)])
+        except EarlierFilesGone as error:
+            return _fail(batch, [LineError(FILES_GONE, str(error), "continue_from", None)])
         validator.finish()
         if validator.failed:
             return _fail(batch, validator.errors)
@@ -81,7 +90,7 @@ def _fail(batch: Batch, errors: list[LineError]) -> bool:
     return True
 
 
-def _over_limit(batch: Batch, model: str) -> LineError | None:
+def _over_limit(batch: Batch, model: str, own: int) -> LineError | None:
     """Return the refusal of a batch that would put more tokens in line than its project may have there."""
     limit = settings.VBATCH_ENQUEUED_TOKEN_LIMIT
     if not limit:
@@ -95,7 +104,6 @@ def _over_limit(batch: Batch, model: str) -> LineError | None:
         Q(model=model) | one_of_several, project=batch.project_id, status=BatchStatus.IN_PROGRESS
     )
     waiting = running.annotate(size=Subquery(size)).aggregate(sum=Sum("size"))["sum"] or 0
-    own = File.objects.values_list("bytes", flat=True).get(pk=batch.input_file_id)
     if (waiting + own) // _BYTES_PER_TOKEN <= limit:
         return None
     message = (
@@ -109,8 +117,8 @@ def _begin(batch: Batch, validator: Validator, settled: SettledLines) -> bool:
     """Write the plan and open the batch to the workers in one transaction."""
     try:
         with transaction.atomic():
-            for model in validator.plans:
-                if over := _over_limit(batch, model):
+            for model, plan in validator.plans.items():
+                if over := _over_limit(batch, model, sum(plan.lengths)):
                     return _fail(batch, [over])
             planned = validator.shards()
             shards = (
@@ -122,11 +130,16 @@ def _begin(batch: Batch, validator: Validator, settled: SettledLines) -> bool:
                 BatchStatus.IN_PROGRESS,
                 model=validator.model,
                 total=validator.requests,
+                completed=validator.carried,
+                carried=validator.carried,
                 failed=validator.invalid,
                 committed=len(settled),
                 rung_at=timezone.now(),
             )
-            doorbell.ring_gpu()
+            if validator.plans:
+                doorbell.ring_gpu()
+            else:
+                leases.finish_if_done(batch.pk)
     except StaleTransition:
         return False
     return True

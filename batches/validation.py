@@ -4,6 +4,7 @@ One pass, every bad line reported, nothing kept of a line but its place and a di
 """
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -151,13 +152,16 @@ def count_inputs(raw: msgspec.Raw) -> int:
 
 # What is told of a bad line that the batch runs without: its fault, its place and its bytes.
 InvalidLine = Callable[[LineError, PlannedLine, bytes | None], None]
+# Asked of each good line and its model: whether it has an answer already, so that it need not run.
+AnsweredLine = Callable[[PlannedLine, RequestLine, str], bool]
 
 
 @dataclass
 class Validator:
     """Collects the faults and the plans of one file, fed line by line.
 
-    With `skip` a bad line is handed to it and fails alone. `counts_all` reads on when the list of faults is full.
+    With `skip` a bad line is handed to it and fails alone. A line that `answered` takes is not in the plan.
+    `counts_all` reads on when the list of faults is full.
     """
 
     endpoint: str
@@ -166,11 +170,14 @@ class Validator:
     share_answers: bool = True
     allow_mixed_models: bool = False
     skip: InvalidLine | None = None
+    answered: AnsweredLine | None = None
     counts_all: bool = False
     errors: list[LineError] = field(default_factory=list)
     plans: dict[str, Plan] = field(default_factory=dict)
+    models: Counter[str] = field(default_factory=Counter)
     requests: int = 0
     invalid: int = 0
+    carried: int = 0
     failed: bool = False
     _model: str | None = None
     _inputs: int = 0
@@ -185,7 +192,7 @@ class Validator:
     @property
     def model(self) -> str | None:
         """The one model that all good lines name, None when there are several."""
-        return next(iter(self.plans)) if len(self.plans) == 1 else None
+        return next(iter(self.models)) if len(self.models) == 1 else None
 
     @property
     def valid(self) -> int:
@@ -246,6 +253,10 @@ class Validator:
         self._model = self._model or model
         if self.endpoint == "/v1/embeddings" and isinstance(body.input, msgspec.Raw):
             self._inputs += count_inputs(body.input)
+        self.models[model] += 1
+        if self.answered is not None and self.answered(place, line, model):
+            self.carried += 1
+            return
         same = self.share_answers and body.is_deterministic(self.endpoint)
         self.plans.setdefault(model, Plan()).add(
             place, body.prompt_bytes(), body.most_tokens(), answer_digest(line.body) if same else None
