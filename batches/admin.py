@@ -6,7 +6,11 @@ from django.http import HttpRequest
 
 from batches import steering
 from batches.models import Batch, BatchEvent, Result, Shard, StaleTransition
+from batches.webhooks import admin as webhooks
 from vbatch_site.admin import ReadOnlyAdmin
+
+# Importing it registers what is in it.
+__all__ = ["webhooks"]
 
 
 @admin.register(Batch)

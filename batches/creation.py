@@ -14,6 +14,7 @@ from batches.carrying import FILES_GONE, EarlierFilesGone, check_files, find_ear
 from batches.models import HIGHEST_PRIORITY, LOWEST_PRIORITY, Batch, OnInvalidLine
 from batches.states import TERMINAL
 from batches.validation import ENDPOINTS, OPENAI_ENDPOINTS
+from batches.webhooks import endpoints
 from files import storage
 from files.jsonl import iter_lines
 from files.models import File, Purpose
@@ -51,6 +52,7 @@ class BatchRequest:
     on_invalid_line: OnInvalidLine
     continue_from: str
     priority: int
+    webhook: endpoints.BatchWebhook | None
 
 
 def create(project: Project, body: Json, key: Claim | None = None) -> Batch:
@@ -73,6 +75,8 @@ def create(project: Project, body: Json, key: Claim | None = None) -> Batch:
             continue_from=wanted.continue_from,
             priority=wanted.priority,
         )
+        if wanted.webhook:
+            endpoints.attach(batch, wanted.webhook)
         doorbell.ring_validate(batch.pk)
         holder = key.hold(batch.pk) if key else batch.pk
         if holder != batch.pk:
@@ -96,6 +100,7 @@ def read(project: Project, body: Json) -> BatchRequest:
         window = settings.VBATCH_COMPLETION_WINDOWS[0]
     _check_choice("endpoint", endpoint, ENDPOINTS, OPENAI_ENDPOINTS)
     _check_choice("completion_window", window, settings.VBATCH_COMPLETION_WINDOWS)
+    webhook = endpoints.read_batch_webhook(body.get("webhook"))
     life = read_lifetime(body.get("output_expires_after"), "output_expires_after")
     if file is not None and file.purpose != Purpose.BATCH:
         message = f"Invalid file purpose: '{file.purpose}'. The input file of a batch must have purpose 'batch'."
@@ -111,6 +116,7 @@ def read(project: Project, body: Json) -> BatchRequest:
         on_invalid_line=read_on_invalid_line(body),
         continue_from=_read_continue_from(project, body),
         priority=read_priority(body.get("priority")),
+        webhook=webhook,
     )
 
 

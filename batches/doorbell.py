@@ -19,6 +19,11 @@ def ring_finalize(batch_id: str) -> None:
     async_task("batches.tasks.finalize", batch_id, cluster=_DEFAULT)
 
 
+def ring_deliver() -> None:
+    """Wake the couriers of the default cluster: there is a delivery to make."""
+    async_task("batches.tasks.deliver", cluster=_DEFAULT)
+
+
 def ring_gpu() -> None:
     """Wake the gpu workers: there is a shard to claim."""
     async_task("workers.tasks.wake", cluster=_GPU)

@@ -21,6 +21,7 @@ from batches.demand import Waiting
 from batches.models import Batch, Result, Shard, StaleTransition
 from batches.outcome import Outcome
 from batches.planning import PlannedLine, unpack
+from batches.signals import progressed
 from batches.states import OPEN_SHARDS, BatchStatus, ShardState
 from files.models import File
 
@@ -171,7 +172,7 @@ class _Sums:
 
 
 _ADDED = ", ".join(f"{name} = {name} + %s" for name in _Sums.__slots__)
-_COUNT = f"UPDATE batches_batch SET {_ADDED} WHERE id = %s RETURNING committed"  # noqa: S608 (our own names)
+_COUNT = f"UPDATE batches_batch SET {_ADDED} WHERE id = %s RETURNING committed, completed + failed, total"  # noqa: S608 (our own names)
 
 
 def commit(finished: Sequence[tuple[Lease, Outcome]]) -> set[int]:
@@ -236,7 +237,9 @@ def _count(cursor: CursorWrapper, outcomes: Iterable[Outcome]) -> dict[str, Iter
     positions = {}
     for batch_id in sorted(sums):
         cursor.execute(_COUNT, [*(getattr(sums[batch_id], name) for name in _Sums.__slots__), batch_id])
-        (last,) = cursor.fetchone()
+        last, done, total = cursor.fetchone()
+        before = done - sums[batch_id].completed - sums[batch_id].failed
+        progressed.send(Batch, batch_id=batch_id, before=before, after=done, total=total)
         positions[batch_id] = iter(range(last - sums[batch_id].committed + 1, last + 1))
     return positions
 

@@ -7,7 +7,10 @@ from django.db import models, transaction
 from django.db.models import Q
 from django.utils import timezone
 
+from batches.signals import moved
 from batches.states import ACTIVE, SOURCES, TERMINAL, BatchStatus, EventKind, ShardState, timestamp_field
+from batches.webhooks.models import WebhookDelivery as WebhookDelivery  # Django looks for a room's models here
+from batches.webhooks.models import WebhookEndpoint as WebhookEndpoint
 from vbatch_site.models import Project
 from vbatch_site.openai import ids
 
@@ -160,6 +163,7 @@ class Batch(models.Model):
             if not sources or not Batch.objects.filter(pk=self.pk, status__in=sources).update(**changes):
                 raise StaleTransition(f"{self.pk} can't become {to.value}")
             BatchEvent.objects.create(batch_id=self.pk, at=now, status=to, reason=reason)
+            moved.send(Batch, batch_id=self.pk, to=to, at=now)
         for name, value in changes.items():
             setattr(self, name, value)
 

@@ -10,6 +10,8 @@ from batches.creation import MAX_METADATA_KEY, MAX_METADATA_PAIRS, MAX_METADATA_
 from batches.models import HIGHEST_PRIORITY, LOWEST_PRIORITY
 from batches.serializers import BatchDict, BatchListDict
 from batches.validation import ENDPOINTS
+from batches.webhooks.endpoints import MAX_SECRET
+from batches.webhooks.models import MAX_URL
 from vbatch_site.openai.schema import AFTER, LifetimeDict, limit, operation
 
 BATCHES = "Batches"
@@ -20,6 +22,14 @@ _KEY = Annotated[str, Meta(max_length=MAX_METADATA_KEY, pattern="^[^\\x00]*$")]
 _VALUE = Annotated[str, Meta(max_length=MAX_METADATA_VALUE, pattern="^[^\\x00]*$")]
 
 _Priority = Annotated[int, Meta(ge=LOWEST_PRIORITY, le=HIGHEST_PRIORITY, description="Higher goes first.")]
+
+
+class BatchWebhookDict(TypedDict):
+    """Where to send this batch's events; never shown again."""
+
+    url: Annotated[str, Meta(max_length=MAX_URL, pattern="^https://")]
+    secret: NotRequired[Annotated[str, Meta(min_length=1, max_length=MAX_SECRET)] | None]
+    events: NotRequired[Annotated[list[str], Meta(min_length=1)] | None]
 
 
 class CreateBatchDict(TypedDict):
@@ -34,6 +44,7 @@ class CreateBatchDict(TypedDict):
     on_invalid_line: NotRequired[Literal["fail", "skip"] | None]
     continue_from: NotRequired[Annotated[str, Meta(pattern="^batch", max_length=40)] | None]
     priority: NotRequired[_Priority | None]
+    webhook: NotRequired[BatchWebhookDict | None]
 
 
 class UpdateBatchDict(TypedDict):

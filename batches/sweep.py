@@ -10,6 +10,7 @@ from batches.finalize import purge
 from batches.locks import batch_lock
 from batches.models import Batch, StaleTransition
 from batches.states import TERMINAL, WAITS_FOR_TASK, BatchStatus
+from batches.webhooks import deliveries
 from files import parts, storage
 from files.models import ARRIVAL_TIME, File
 from vbatch_site.openai import idempotency
@@ -29,6 +30,7 @@ def sweep() -> None:
             parts.sweep(timezone.now())
             storage.delete_abandoned(ARRIVAL_TIME.total_seconds())
             idempotency.sweep(timezone.now())
+            deliveries.sweep(timezone.now())
 
 
 def expire_overdue() -> None:

@@ -3,6 +3,7 @@
 from batches import finalize as finalizing
 from batches import sweep as sweeping
 from batches import validate as validating
+from batches.webhooks import process as couriers
 
 
 def validate(batch_id: str) -> bool:
@@ -13,6 +14,11 @@ def validate(batch_id: str) -> bool:
 def finalize(batch_id: str) -> bool:
     """Write a batch's files."""
     return finalizing.finalize(batch_id)
+
+
+def deliver() -> None:
+    """Let this process's courier look for deliveries now."""
+    couriers.wake()
 
 
 def sweep() -> None:

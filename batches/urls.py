@@ -1,6 +1,6 @@
 """Routes of the Batch API, below /v1/."""
 
-from django.urls import path
+from django.urls import include, path
 
 from batches import views
 
@@ -10,4 +10,5 @@ urlpatterns = [
     path("batches/<str:batch_id>/cancel", views.CancelView.as_view()),
     path("batches/<str:batch_id>/pause", views.PauseView.as_view()),
     path("batches/<str:batch_id>/resume", views.ResumeView.as_view()),
+    path("", include("batches.webhooks.urls")),
 ]

@@ -8,10 +8,15 @@ from typing import Any, NamedTuple
 import pytest
 from django.test import Client
 from django.urls import URLPattern, URLResolver, get_resolver
+from django.utils import timezone
 
 from batches.models import Batch
 from batches.states import BatchStatus
 from batches.validate import validate
+from batches.webhooks import endpoints
+from batches.webhooks.events import draft
+from batches.webhooks.models import WebhookEndpoint
+from batches.webhooks.payload import EventType
 from files import storage
 from files.models import File
 from files.parts import begin
@@ -94,8 +99,26 @@ def _batch(project: Project) -> str:
     return batch.pk
 
 
+def _endpoint(project: Project) -> str:
+    wanted = {"name": "n", "url": "https://nobody.invalid/", "event_types": ["batch.completed"]}
+    return endpoints.create(project, wanted)[0].pk
+
+
+def _delivery(project: Project) -> str:
+    endpoint = WebhookEndpoint.objects.get(pk=_endpoint(project))
+    delivery = draft(endpoint, "evt_x", EventType.COMPLETED, b"{}", timezone.now())
+    delivery.save()
+    return delivery.pk
+
+
 # How an object is made that a path parameter of this name stands for. A new kind of object needs a line here.
-RECIPES: dict[str, Callable[[Project], str]] = {"file_id": _file, "upload_id": _upload, "batch_id": _batch}
+RECIPES: dict[str, Callable[[Project], str]] = {
+    "file_id": _file,
+    "upload_id": _upload,
+    "batch_id": _batch,
+    "webhook_endpoint_id": _endpoint,
+    "webhook_delivery_id": _delivery,
+}
 
 
 def _key(project: Project) -> dict[str, str]:

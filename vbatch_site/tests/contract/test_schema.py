@@ -63,7 +63,21 @@ def known(sim_server: Server, fuzz_key: str) -> dict[str, str]:
     batch = sim_server.request("POST", "/v1/batches", wanted, key=fuzz_key)[2]
     wanted = {"bytes": 0, "filename": "f", "mime_type": "text/plain", "purpose": "vision"}
     upload = sim_server.request("POST", "/v1/uploads", wanted, key=fuzz_key)[2]
-    return {"file_id": file["id"], "batch_id": batch["id"], "upload_id": upload["id"], "name": MODEL}
+    wanted = {"name": "n", "url": "https://nobody.invalid/", "event_types": ["batch.expired"]}
+    endpoint = sim_server.request("POST", "/v1/webhook_endpoints", wanted, key=fuzz_key)[2]
+    test = {"event_type": "batch.expired"}
+    sim_server.request("POST", f"/v1/webhook_endpoints/{endpoint['id']}/test", test, key=fuzz_key)
+    (delivery,) = sim_server.request(
+        "GET", f"/v1/webhook_deliveries?webhook_endpoint_id={endpoint['id']}", key=fuzz_key
+    )[2]["data"]  # fmt: skip
+    return {
+        "file_id": file["id"],
+        "batch_id": batch["id"],
+        "upload_id": upload["id"],
+        "name": MODEL,
+        "webhook_endpoint_id": endpoint["id"],
+        "webhook_delivery_id": delivery["id"],
+    }
 
 
 def _check(server: Server, key: str, strategy: Any) -> None:
