@@ -51,3 +51,7 @@ class SlotLock:
         # More slots than GPUs: they share, which is for whoever set the number to know.
         own = part(devices, self.slots, self.index) or devices
         return {"CUDA_VISIBLE_DEVICES": ",".join(own)} if devices else {}
+
+    def give_back(self) -> None:
+        """Free the slot."""
+        os.close(self._descriptor)

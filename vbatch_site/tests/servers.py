@@ -119,6 +119,10 @@ class Server:
             self._key = self.manage("create_api_key", "test")
         return self._key
 
+    @key.setter
+    def key(self, key: str) -> None:
+        self._key = key
+
     def manage(self, *arguments: str) -> str:
         """Run a management command and return what it printed."""
         return _manage(*arguments, env=self.env)

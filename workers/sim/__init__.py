@@ -29,6 +29,7 @@ Environment
     VBATCH_SIM_CONCURRENCY          requests worked on at once, the others wait; 0: no limit
     VBATCH_SIM_FAILURE_RATE         part (0..1) answered 500, decided by the user text and how often it came before:
                                     the same run fails in the same places, and a retry can succeed
+    VBATCH_SIM_WAKE_GARBLES         1: texts are wrong after a /wake_up
     VBATCH_SIM_REQUEST_LOG          file that gets the user text of each request taken, one JSON string a line
 
 A variable that isn't a number in its range ends the program with 2.

@@ -103,6 +103,9 @@ class Job:
                 value=seen,
             )
 
+    def garble(self) -> None:
+        """Make the answer a wrong one that looks well."""
+
     def answer(self, request_id: str, model: str) -> bytes:
         """Write the whole answer."""
         raise NotImplementedError
@@ -128,6 +131,11 @@ class Generation(Job):
     limit_name = "max_tokens"
     # One for each choice; choices of one prompt share theirs.
     drafts: Sequence[Draft]
+
+    def garble(self) -> None:
+        """Turn the texts around."""
+        for draft in {id(draft): draft for draft in self.drafts}.values():
+            draft.text = draft.text[::-1]
 
     def __init__(self, body: Sampling, limit: int | None) -> None:
         """Refuse the sampling parameters that vLLM refuses."""

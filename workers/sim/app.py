@@ -211,6 +211,8 @@ class App:
         cached = min(job.prompt_tokens, engine.cache.look_up(job.prompt) // TOKEN_CHARS)
         job.cached_tokens = cached
         model = job.model or self._options.served_names[0]
+        if engine.woke and self._knobs.wake_garbles:
+            job.garble()
         if b"garbage" in markers:
             await _respond(send, 200, b"<html>this is not JSON")
         elif b"200error" in markers:
@@ -306,6 +308,7 @@ class App:
     def _wake_up(self, scope: Scope, raw: bytes) -> bytes:
         tags = [tag.decode() for tag in parse_qs(scope["query_string"]).get(b"tags", [])]
         self._engine.asleep = False
+        self._engine.woke = True
         self._engine.admit()
         return encode({"status": "awake", "tags": tags or None})
 

@@ -56,6 +56,7 @@ class Engine:
         self._attempts: dict[bytes, int] = {}
         self.cache = PrefixCache()
         self.asleep = False
+        self.woke = False
         self.running = 0
         self.waiting = 0
         self.completed = 0

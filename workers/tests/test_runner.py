@@ -1,5 +1,8 @@
 """What the runner promises while everything lives, with the simulated engine."""
 
+import json
+import time
+import urllib.request
 from pathlib import Path
 
 from vbatch_site.tests.servers import Server, chat_line, wait_until
@@ -131,3 +134,67 @@ def test_equal_requests_without_chance_are_computed_once_and_answered_each(new_h
         seen = server.requests_seen()
         assert len(seen) == 7 + 5
         assert batch["request_counts"] == {"total": 105, "completed": 105, "failed": 0}
+
+
+def test_a_small_batch_of_another_project_does_not_wait_for_a_large_one(new_home: Path) -> None:
+    limits = {"VBATCH_SIM_LINES_PER_SECOND": "200", "VBATCH_SIM_CONCURRENCY": "32"}
+    with Server(new_home, **limits) as server:
+        big = server.create(chat_line(f"l{i}") for i in range(4000))
+        wait_until(lambda: server.batch(big)["request_counts"]["completed"] > 200)
+        neighbour = server.manage("create_api_key", "neighbour", "--project", "neighbour")
+        server.key, own = neighbour, server.key
+        began = time.monotonic()
+        server.wait(server.create(chat_line(f"s{i}") for i in range(10)))
+        took = time.monotonic() - began
+        server.key = own
+        counts = server.batch(big)["request_counts"]
+        assert counts["completed"] < 2500, "the small one waited for most of the large one"
+        assert took < 10
+        assert server.wait(big)["request_counts"]["completed"] == 4000
+
+
+def test_an_engine_is_given_little_more_than_it_works_on(new_home: Path) -> None:
+    with Server(new_home, VBATCH_SIM_LATENCY_MS="400", VBATCH_SIM_CONCURRENCY="8") as server:
+        batch_id = server.create(chat_line(f"l{i}") for i in range(400))
+        wait_until(lambda: server.batch(batch_id)["request_counts"]["completed"] > 60)
+        url = server.query("SELECT url FROM workers_service WHERE state = 'running'")[0][0]
+        stats = _stats(url)
+        assert stats["running"] == 8
+        assert 0 < stats["waiting"] <= 120
+        wait_until(lambda: _stats(url)["waiting"] <= 64, 20)
+        assert server.wait(batch_id)["request_counts"]["completed"] == 400
+
+
+def _stats(url: str) -> dict[str, int]:
+    with urllib.request.urlopen(f"{url}/sim/stats") as answer:  # noqa: S310
+        return dict(json.load(answer))
+
+
+SLEEPY = (
+    "from workers.models import ServedModel;"
+    "[ServedModel.objects.create(name=name, source=name, endpoints=['/v1/chat/completions'],"
+    " engine_args='--enable-sleep-mode') for name in ('one', 'two')]"
+)
+
+
+def test_a_model_that_may_sleep_is_woken_and_not_loaded_again(new_home: Path) -> None:
+    with Server(new_home, VBATCH_SIM_STARTUP="1") as server:
+        server.manage("shell", "-c", SLEEPY)
+        for model in ("one", "two", "one", "two"):
+            batch = server.wait(server.create([chat_line("a", "hello", model=model)]))
+            assert server.lines(batch)[0][0]["response"]["body"]["choices"][0]["message"]["content"] == "echo: hello"
+        states = server.query("SELECT state FROM workers_service ORDER BY id")
+        assert states == [("sleeping",), ("running",)]
+        woken = server.query("SELECT count(*) FROM workers_servedmodel WHERE wake_seconds < load_seconds")
+        assert woken == [(2,)]
+
+
+def test_an_engine_that_wakes_up_wrong_is_replaced_before_it_sees_a_line(new_home: Path) -> None:
+    with Server(new_home, VBATCH_SIM_WAKE_GARBLES="1") as server:
+        server.manage("shell", "-c", SLEEPY)
+        for model in ("one", "two", "one"):
+            batch = server.wait(server.create([chat_line("a", "hello", model=model)]))
+            assert server.lines(batch)[0][0]["response"]["body"]["choices"][0]["message"]["content"] == "echo: hello"
+        states = server.query("SELECT state FROM workers_service ORDER BY id")
+        assert states == [("failed",), ("sleeping",), ("running",)]
+        assert server.requests_seen().count("hello") == 3
