@@ -17,4 +17,8 @@ _database = settings.DATABASES["default"]
 _database["CONN_MAX_AGE"] = 0
 _database["OPTIONS"]["pool"] = {"min_size": 1, "max_size": 16, "timeout": 20}
 
-application = BodyGate(get_asgi_application())
+_django = get_asgi_application()
+
+from workers.live.app import LiveApi  # noqa: E402 (its models need Django set up)
+
+application = BodyGate(LiveApi(_django))

@@ -1,6 +1,10 @@
 """What the catalogue answers: which models there are, what each can be asked, how each is started."""
 
+import json
+import re
+import shlex
 from collections.abc import Set
+from pathlib import Path
 
 from django.conf import settings
 
@@ -42,3 +46,40 @@ def source_of(model: ServedModel) -> str:
     """Return what vLLM is given to load: a prepared sample model's folder, else the entry's source."""
     prepared = samples.path_of(model.source, settings.VBATCH_HOME)
     return str(prepared) if prepared is not None and prepared.is_dir() else model.source
+
+
+_LENGTH = re.compile(r"(\d+(?:\.\d+)?)([kKmMgG]?)")
+# vLLM's multipliers: small letters count in tens, capital ones in twos.
+_MULTIPLIERS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+
+
+def max_model_len(model: ServedModel) -> int | None:
+    """Return a model's tokens of context: as its arguments say, else its last engine, else its config.json."""
+    said = _argued_length(shlex.split(model.engine_args))
+    return said or model.max_model_len or _configured_length(Path(source_of(model)))
+
+
+def _argued_length(arguments: list[str]) -> int | None:
+    """Return what --max-model-len says, None where it is not given or left to the engine."""
+    length = None
+    for position, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        # vLLM takes underscores for hyphens.
+        if name.replace("_", "-") == "--max-model-len":
+            found = _LENGTH.fullmatch(value if equals else " ".join(arguments[position + 1 : position + 2]))
+            length = int(float(found[1]) * _MULTIPLIERS[found[2]]) if found else None
+    return length
+
+
+def _configured_length(folder: Path) -> int | None:
+    """Return what a model folder's config.json says."""
+    if not folder.is_absolute():
+        return None
+    try:
+        config = json.loads((folder / "config.json").read_bytes())
+    except (OSError, ValueError):
+        return None
+    # Models that see and hear keep what their text part has one level below.
+    parts = [config, config.get("text_config")] if isinstance(config, dict) else []
+    lengths = [part.get("max_position_embeddings") for part in parts if isinstance(part, dict)]
+    return next((length for length in lengths if isinstance(length, int) and length > 0), None)

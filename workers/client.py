@@ -5,8 +5,17 @@ from dataclasses import dataclass
 from types import TracebackType
 
 import aiohttp
+import msgspec
 
 from workers.failures import Failure, of_status
+
+
+class _Card(msgspec.Struct):
+    max_model_len: int | None = None
+
+
+class _Cards(msgspec.Struct):
+    data: list[_Card]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +61,15 @@ class EngineClient:
             return Reply(0, b"", Failure.TIMEOUT)
         except (aiohttp.ClientError, OSError, asyncio.IncompleteReadError):
             return Reply(0, b"", Failure.CONNECTION_LOST)
+
+    async def max_model_len(self) -> int | None:
+        """Return the tokens of context that the engine's first model has, None when it doesn't say."""
+        try:
+            async with self._session.get("/v1/models") as response:
+                cards = msgspec.json.decode(await response.read(), type=_Cards, strict=False)
+        except (aiohttp.ClientError, OSError, TimeoutError, msgspec.MsgspecError):
+            return None
+        return cards.data[0].max_model_len if cards.data else None
 
     async def is_healthy(self) -> bool:
         """Return whether the engine says that it is ready."""

@@ -77,6 +77,7 @@ class EngineProcess:
         self.port = _free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.load_seconds = 0.0
+        self.max_model_len: int | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._log_start = 0
 
@@ -97,6 +98,8 @@ class EngineProcess:
         module = "vllm.entrypoints.openai.api_server" if self.spec.kind == "vllm" else "workers.sim"
         program = [sys.executable, "-m", module, "--model", self.spec.source, "--served-model-name", self.spec.name]
         program += ["--host", "127.0.0.1", "--port", str(self.port), "--disable-uvicorn-access-log"]
+        # Live requests go before lines of batches (workers/priority.py).
+        program += ["--scheduling-policy", "priority"]
         if self.spec.kind == "vllm":
             # Cached tokens in the answers' usage show what the order of the plan is worth.
             program.append("--enable-prompt-tokens-details")
@@ -122,6 +125,7 @@ class EngineProcess:
                 if time.monotonic() - started > LOAD_SECONDS:
                     raise EngineError(f"The engine was not ready after {LOAD_SECONDS:.0f} s.", is_retriable=False)
                 await asyncio.sleep(_POLL_SECONDS)
+            self.max_model_len = await client.max_model_len()
         self.load_seconds = time.monotonic() - started
 
     def stop(self) -> None:

@@ -15,8 +15,10 @@ from batches.planning import PlannedLine
 from batches.validation import RequestLine, parse_line
 from batches.wire import NotAnAnswer, Usage, read_usage
 from files import storage
+from workers import priority
 from workers.client import Reply
 from workers.failures import Failure
+from workers.priority import with_priority
 
 
 @dataclass(eq=False, slots=True)
@@ -55,14 +57,16 @@ class Line:
     custom_id: str = ""
 
     def read(self) -> bytes:
-        """Return the request's body as the user wrote it, the model filled in where the batch names it.
+        """Return the request's body as the user wrote it, with its priority, and the batch's model if it names none.
 
         Raises OSError or msgspec.MsgspecError when the file is not what was validated.
         """
         line = self._parse(self.place)
         self.custom_id = line.custom_id
         body = bytes(line.body)
-        return fill_model(body, self.held.lease.default_model) if self.held.lease.default_model else body
+        if self.held.lease.default_model:
+            body = fill_model(body, self.held.lease.default_model)
+        return with_priority(body, priority.BATCH)
 
     def outcome(self, reply: Reply, usage: Usage, milliseconds: int) -> Outcome:
         """Return what is kept of a line that is not tried again."""

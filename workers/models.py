@@ -39,6 +39,9 @@ class ServedModel(models.Model):
     wake_seconds = models.FloatField(null=True, blank=True, editable=False, help_text="What the last wake-up took.")
     load_error = models.TextField(blank=True, editable=False, help_text="Why the last load failed.")
     load_failed_at = models.DateTimeField(null=True, blank=True, editable=False)
+    max_model_len = models.PositiveIntegerField(
+        null=True, blank=True, editable=False, help_text="Tokens of context, as its last engine said."
+    )
 
     class Meta:
         ordering = ["name"]
@@ -101,3 +104,32 @@ class Service(models.Model):
 
     def __str__(self) -> str:
         return f"{self.model_id} {self.state}"
+
+
+class LiveDemand(models.Model):
+    """A model that live requests wait for. Whoever waits writes the time again and again: an old one means nothing."""
+
+    model = models.OneToOneField(ServedModel, on_delete=models.CASCADE, primary_key=True, related_name="live_demand")
+    since = models.DateTimeField(default=timezone.now, help_text="When the first of them came.")
+    wanted_at = models.DateTimeField(default=timezone.now)
+    taken_by = models.CharField(max_length=64, blank=True, help_text="The worker that loads it.")
+    taken_at = models.DateTimeField(null=True, blank=True)
+
+    def __str__(self) -> str:
+        return f"{self.model_id} wanted at {self.wanted_at}"
+
+
+class LiveTraffic(models.Model):
+    """What one web process saw of live requests to one engine lately; written at most once a second."""
+
+    service = models.ForeignKey(Service, on_delete=models.CASCADE, related_name="live_traffic")
+    process = models.CharField(max_length=64)
+    seen_at = models.DateTimeField(default=timezone.now, help_text="When a request was last in flight.")
+    in_flight = models.PositiveIntegerField(default=0)
+    first_tokens = models.JSONField(default=list, help_text="Pairs: unix time, seconds to the first token.")
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["service", "process"], name="live_traffic_once")]
+
+    def __str__(self) -> str:
+        return f"{self.service_id} by {self.process}"

@@ -53,11 +53,13 @@ def starting(name: str, holder: str, url: str) -> int:
     return Service.objects.create(model=model, worker_id=holder, url=url, state=ServiceState.STARTING).pk
 
 
-def ready(service_id: int, seconds: float, pid: int | None) -> None:
-    """Note that an engine answers, and what its load took."""
+def ready(service_id: int, seconds: float, pid: int | None, max_model_len: int | None = None) -> None:
+    """Note that an engine answers, what its load took, and its tokens of context."""
     now = timezone.now()
     Service.objects.filter(pk=service_id).update(state=ServiceState.RUNNING, ready_at=now, pid=pid)
-    ServedModel.objects.filter(services=service_id).update(load_seconds=seconds, load_error="", load_failed_at=None)
+    ServedModel.objects.filter(services=service_id).update(
+        load_seconds=seconds, load_error="", load_failed_at=None, max_model_len=max_model_len
+    )
 
 
 def failed(service_id: int, why: str) -> None:

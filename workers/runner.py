@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from typing import Any, TypeVar
 
 import msgspec
@@ -24,7 +25,7 @@ from batches.outcome import Outcome
 from batches.planning import by_answer
 from batches.sweep import sweep
 from batches.wire import Usage
-from workers import registry, scheduler
+from workers import demand, registry, scheduler
 from workers.backlog import Backlog
 from workers.client import Reply
 from workers.engine import EngineError
@@ -76,6 +77,7 @@ class Runner:
         self._rates: dict[str, float] = {}  # lines a second of the models that ran here
         self._prices: dict[str, float] = {}
         self._elsewhere: dict[str, int] = {}
+        self._live: dict[str, datetime] = {}
         self._loading: asyncio.Task[None] | None = None
 
     # The loop.
@@ -172,6 +174,7 @@ class Runner:
 
     async def _claim(self) -> None:
         """Take shards until enough lines wait in hand, or change the model."""
+        await self._hear()
         while not self.stopping and not self._suspects and not self._trial:
             now = timezone.now()
             waiting = await self._db(leases.waiting, now)
@@ -201,6 +204,11 @@ class Runner:
             self._backlog.add(Line(held, group[0], group[1:]) for group in by_answer(lease.lines))
             self._feed()
 
+    async def _hear(self) -> None:
+        """Learn which models live requests wait for that no other worker serves."""
+        wanted = await self._db(demand.wanted, timezone.now())
+        self._live = {model: since for model, since in wanted.items() if not self._elsewhere.get(model)}
+
     def _facts(self) -> scheduler.Facts:
         """Return what the scheduler is to know of this slot."""
         return scheduler.Facts(
@@ -209,6 +217,7 @@ class Runner:
             prices=self._prices,
             rates=self._rates,
             elsewhere=self._elsewhere,
+            live=self._live,
             busy=any(not held.closing for held in self._held),
         )
 
@@ -216,6 +225,8 @@ class Runner:
 
     async def _change(self, model: str) -> None:
         """Give back what is not started, and load another model once nothing is in flight."""
+        if model in self._live and not await self._db(demand.take, model, self.holder):
+            return  # another worker loads it
         self._backlog.clear()
         for held in self._held:
             held.closing = True

@@ -19,6 +19,7 @@ from django.utils import timezone
 from workers import canary, machine, registry
 from workers.client import EngineClient
 from workers.engine import EngineError, EngineProcess, EngineSpec
+from workers.keys import engine_key
 
 logger = logging.getLogger(__name__)
 
@@ -96,6 +97,7 @@ class Slot:
         """Start an engine cold."""
         process = EngineProcess(spec)
         row = await self._db(registry.starting, spec.name, self._holder, process.url)
+        process.api_key = engine_key(row)
         try:
             process.start()
             await process.wait_ready()
@@ -111,7 +113,7 @@ class Slot:
         engine = Engine(process, client, row)
         if SLEEP_FLAG in spec.arguments:
             engine.song = await engine.sing()
-        await self._db(registry.ready, row, process.load_seconds, process.pid)
+        await self._db(registry.ready, row, process.load_seconds, process.pid, process.max_model_len)
         logger.info("engine ready", extra={"action": "load", "model": spec.name, "seconds": process.load_seconds})
         self.engine, self.since = engine, timezone.now()
 

@@ -5,13 +5,13 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from vbatch_site.openai.errors import ApiError
-from workers import schema
+from workers import catalogue, schema
 from workers.models import ServedModel
 from workers.schema import ModelDict
 
 
 def model_dict(model: ServedModel) -> ModelDict:
-    """Return OpenAI's model object, and where the model comes from (contract.md 6)."""
+    """Return OpenAI's model object (contract.md 6), and what vLLM adds to it."""
     return {
         "id": model.name,
         "object": "model",
@@ -19,6 +19,7 @@ def model_dict(model: ServedModel) -> ModelDict:
         "owned_by": "vbatch",
         "shutdown_date": None,
         "root": model.source,
+        "max_model_len": catalogue.max_model_len(model),
     }
 
 

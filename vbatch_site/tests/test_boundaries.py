@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 ROOMS = ["vbatch_site", "files", "batches", "workers"]
 
 # Modules that tie the rooms together on purpose: they are run, not imported, by the room they stand in.
-JUNCTIONS = {"vbatch_site/urls.py", "vbatch_site/settings.py"}
+JUNCTIONS = {"vbatch_site/urls.py", "vbatch_site/settings.py", "vbatch_site/asgi.py"}
 
 PURE = [
     "files/jsonl.py",
@@ -30,6 +30,7 @@ PURE = [
     "batches/webhooks/signing.py",
     "workers/scheduler.py",
     "workers/failures.py",
+    "workers/priority.py",
     "workers/client.py",
     "workers/engine.py",
     "workers/machine.py",

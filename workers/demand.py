@@ -1,0 +1,49 @@
+"""Which models live requests wait for: web processes write it, runners read it and share the work."""
+
+from datetime import datetime, timedelta
+
+from django.db import transaction
+from django.db.models import Q
+from django.utils import timezone
+
+from batches.doorbell import ring_gpu
+from workers.models import LiveDemand
+
+# After which a demand that nobody repeated is over; whoever waits repeats it every second.
+DEMAND_LIFE = timedelta(seconds=5)
+# For which a runner's word that it loads the model counts; the row of its engine is there long before.
+TAKEN_LIFE = timedelta(seconds=30)
+# For which a model that could not be loaded is not tried again for live requests.
+LOAD_PAUSE = timedelta(seconds=60)
+
+
+def want(model_id: int) -> None:
+    """Note that somebody waits for a model, and wake the runners when nobody did before."""
+    now = timezone.now()
+    with transaction.atomic():
+        demand, is_new = LiveDemand.objects.select_for_update().get_or_create(
+            model_id=model_id, defaults={"since": now, "wanted_at": now}
+        )
+        if is_new:
+            ring_gpu()
+            return
+        if demand.wanted_at < now - DEMAND_LIFE:
+            demand.since = now
+            ring_gpu()
+        demand.wanted_at = now
+        demand.save(update_fields=["since", "wanted_at"])
+
+
+def wanted(now: datetime) -> dict[str, datetime]:
+    """Return the models that are waited for, and since when; those that just failed to load are left out."""
+    failed = Q(model__load_failed_at__gt=now - LOAD_PAUSE)
+    rows = LiveDemand.objects.filter(~failed, wanted_at__gt=now - DEMAND_LIFE, model__enabled=True)
+    return dict(rows.values_list("model__name", "since"))
+
+
+def take(model: str, holder: str) -> bool:
+    """Return whether this runner is the one to load a model that is waited for; true again when it asks again."""
+    now = timezone.now()
+    free = Q(taken_at=None) | Q(taken_at__lt=now - TAKEN_LIFE) | Q(taken_by=holder)
+    rows = LiveDemand.objects.filter(free, model__name=model)
+    return bool(rows.update(taken_by=holder, taken_at=now))

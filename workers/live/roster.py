@@ -1,0 +1,187 @@
+"""Which models and engines there are, as one web process knows them, and waiting for an engine to run."""
+
+import asyncio
+import itertools
+import math
+import time
+from collections.abc import Awaitable, Callable, Iterator, Set
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import TypeVar
+
+from django.db import close_old_connections
+from django.db.models import Q
+from django.utils import timezone
+
+from vbatch_site.openai.errors import ApiError
+from workers.demand import LOAD_PAUSE, want
+from workers.keys import engine_key
+from workers.models import ServedModel, Service, ServiceState
+
+T = TypeVar("T")
+
+FRESH_SECONDS = 0.5  # for which what was read is believed while it names an engine
+POLL_SECONDS = 0.25  # between two looks for an engine that is being started
+WANT_SECONDS = 1.0  # between two notes that somebody still waits
+AVOID_SECONDS = 1.0  # for which an engine that could not be reached is left alone
+# After this silence of its worker an engine is taken for dead; workers give a sign of life every two seconds.
+WORKER_SILENCE = timedelta(seconds=15)
+# What both SDKs obey: a longer one is not waited for.
+MAX_RETRY_AFTER_SECONDS = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """One running engine."""
+
+    service_id: int
+    url: str
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One model that can be asked for."""
+
+    pk: int
+    name: str
+    endpoints: Set[str]
+    load_seconds: float
+    load_error: str
+    load_failed_at: datetime | None
+    engines: tuple[Engine, ...] = field(default=())
+
+
+def read_entries() -> dict[str, Entry]:
+    """Return the enabled models by name, with their running engines."""
+    alive = Q(worker=None) | Q(worker__stopped_at=None, worker__seen_at__gt=timezone.now() - WORKER_SILENCE)
+    running = Service.objects.filter(alive, state=ServiceState.RUNNING).exclude(url="").order_by("pk")
+    engines: dict[int, list[Engine]] = {}
+    for pk, model_id, url in running.values_list("pk", "model_id", "url"):
+        engines.setdefault(model_id, []).append(Engine(pk, url, engine_key(pk)))
+    return {
+        model.name: Entry(
+            model.pk,
+            model.name,
+            frozenset(model.endpoints),
+            model.load_seconds or 0.0,
+            model.load_error,
+            model.load_failed_at,
+            tuple(engines.get(model.pk, ())),
+        )
+        for model in ServedModel.objects.filter(enabled=True)
+    }
+
+
+class Roster:
+    """The models and engines, read again when what is known is too old; belongs to one event loop."""
+
+    def __init__(self, executor: Executor) -> None:
+        self._executor = executor
+        self._entries: dict[str, Entry] = {}
+        self._read_at = -math.inf
+        self._reading: asyncio.Task[None] | None = None
+        self._turns: dict[str, Iterator[int]] = {}
+        self._avoided: dict[int, float] = {}
+        self._wanted_at: dict[int, float] = {}
+
+    async def entry(self, model: str, endpoint: str) -> Entry:
+        """Return the model's entry; raise ApiError when there is none, or it does not answer the endpoint."""
+        await self._refresh(FRESH_SECONDS)
+        if model not in self._entries:
+            await self._refresh(0)
+        entry = self._entries.get(model)
+        if entry is None:
+            message = f"The model '{model[:200]}' does not exist"
+            raise ApiError(message, param="model", code="model_not_found", http_status=404)
+        if endpoint not in entry.endpoints:
+            message = f"The model '{model}' does not answer '{endpoint}' on this server."
+            raise ApiError(message, param="model", code="endpoint_not_supported")
+        return entry
+
+    async def engine(self, model: str, endpoint: str, deadline: float) -> Engine:
+        """Return the engine whose turn it is, waiting for one until the deadline on the monotonic clock.
+
+        Raises ApiError: a 503 when none came, or when the model could not be loaded.
+        """
+        while True:
+            entry = await self.entry(model, endpoint)
+            if not entry.engines:
+                await self._refresh(POLL_SECONDS / 2)
+                entry = await self.entry(model, endpoint)
+            found = self._turn(entry)
+            if found is not None:
+                return found
+            pause = _load_pause(entry)
+            if pause:
+                raise _not_now(
+                    f"The model '{model}' could not be loaded. {entry.load_error}", "model_load_failed", pause
+                )
+            if time.monotonic() >= deadline:
+                message = f"The model '{model}' is not running yet. Please try again later."
+                raise _not_now(message, "model_not_ready", entry.load_seconds or 10)
+            if not entry.engines:
+                await self._want(entry)
+            await asyncio.sleep(POLL_SECONDS)
+
+    def avoid(self, engine: Engine) -> None:
+        """Leave an engine alone for a moment."""
+        self._avoided[engine.service_id] = time.monotonic() + AVOID_SECONDS
+
+    def _turn(self, entry: Entry) -> Engine | None:
+        """Return the next of the entry's engines, None when there is none to use."""
+        now = time.monotonic()
+        if self._avoided:
+            self._avoided = {pk: until for pk, until in self._avoided.items() if until > now}
+        usable = [engine for engine in entry.engines if engine.service_id not in self._avoided]
+        if not usable:
+            return None
+        turn = next(self._turns.setdefault(entry.name, itertools.count()))
+        return usable[turn % len(usable)]
+
+    async def _want(self, entry: Entry) -> None:
+        now = time.monotonic()
+        if now - self._wanted_at.get(entry.pk, -math.inf) >= WANT_SECONDS:
+            self._wanted_at[entry.pk] = now
+            await self.in_thread(want, entry.pk)
+
+    async def _refresh(self, max_age: float) -> None:
+        """Read the rows unless they were read that lately; requests that need them at the same time read once."""
+        if time.monotonic() - self._read_at <= max_age:
+            return
+        if self._reading is None:
+            self._reading = asyncio.create_task(self._read())
+        # Shielded: whoever goes away must not take the others' answer along.
+        await asyncio.shield(self._reading)
+
+    async def _read(self) -> None:
+        try:
+            began = time.monotonic()
+            self._entries = await self.in_thread(read_entries)
+            self._read_at = began
+        finally:
+            self._reading = None
+
+    def in_thread(self, function: Callable[..., T], *args: object) -> Awaitable[T]:
+        """Call what uses the database; its connection goes back to the pool at once."""
+        return asyncio.get_running_loop().run_in_executor(self._executor, _giving_back, function, args)
+
+
+def _load_pause(entry: Entry) -> float:
+    """Return the seconds in which a model that could not be loaded is not tried again."""
+    if entry.load_failed_at is None or entry.engines:
+        return 0.0
+    return max(0.0, (entry.load_failed_at + LOAD_PAUSE - timezone.now()).total_seconds())
+
+
+def _giving_back(function: Callable[..., T], args: tuple[object, ...]) -> T:
+    try:
+        return function(*args)
+    finally:
+        close_old_connections()
+
+
+def _not_now(message: str, code: str, seconds: float) -> ApiError:
+    wait = str(max(1, min(MAX_RETRY_AFTER_SECONDS, math.ceil(seconds))))
+    return ApiError(message, kind="server_error", code=code, http_status=503, headers={"retry-after": wait})

@@ -1,0 +1,147 @@
+"""Live requests: the official SDK and plain HTTP, with the simulated engine."""
+
+import http.client
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from openai import BadRequestError, InternalServerError, OpenAI
+
+from vbatch_site.tests.contract.forms import assert_refused
+from vbatch_site.tests.servers import EMBEDDING_MODEL, MODEL, Server, chat_line, wait_until
+
+CHAT = "/v1/chat/completions"
+OTHER = "Qwen/Qwen2.5-0.5B-Instruct"
+
+
+def _chat(text: str = "hello", **fields: Any) -> dict[str, Any]:
+    return {"model": MODEL, "messages": [{"role": "user", "content": text}], **fields}
+
+
+def _client(server: Server) -> OpenAI:
+    return OpenAI(base_url=server.base_url, api_key=server.key, max_retries=0)
+
+
+def _stats(server: Server) -> dict[str, int]:
+    """Return what the newest running engine says of itself."""
+    url = server.query("SELECT url FROM workers_service WHERE state = 'running' ORDER BY id DESC")[0][0]
+    connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=10)
+    connection.request("GET", "/sim/stats")
+    return dict(json.loads(connection.getresponse().read()))
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server whose engine has the chat model loaded and writes slowly enough to be watched."""
+    with Server(tmp_path_factory.mktemp("live"), VBATCH_SIM_TOKENS_PER_SECOND="50") as server:
+        server.wait(server.create(chat_line("warm")))
+        yield server
+
+
+@pytest.fixture(scope="module")
+def client(server: Server) -> OpenAI:
+    """The official SDK, pointed at it."""
+    return _client(server)
+
+
+def test_the_sdk_chats_streamed_and_not(client: OpenAI) -> None:
+    whole = client.chat.completions.create(**_chat())
+    assert whole.choices[0].message.content == "echo: hello"
+    assert whole._request_id and whole._request_id.startswith("req_")
+    chunks = list(client.chat.completions.create(**_chat(), stream=True, stream_options={"include_usage": True}))
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == "echo: hello"
+    assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
+
+
+def test_completions_and_responses_answer_streamed_and_not(client: OpenAI) -> None:
+    assert client.completions.create(model=MODEL, prompt="hello").choices[0].text
+    assert list(client.completions.create(model=MODEL, prompt="hello", stream=True))[-1].choices[0].finish_reason
+    assert client.responses.create(model=MODEL, input="hello").output_text == "echo: hello"
+    kinds = [event.type for event in client.responses.create(model=MODEL, input="hello", stream=True)]
+    assert (kinds[0], kinds[-1]) == ("response.created", "response.completed")
+
+
+def test_a_stream_comes_as_it_is_written_and_not_at_its_end(client: OpenAI) -> None:
+    began = time.monotonic()
+    stream = client.chat.completions.create(**_chat(max_tokens=100, extra_body={"ignore_eos": True}), stream=True)
+    times = [time.monotonic() - began for _ in stream]
+    assert times[0] < times[-1] / 3
+    assert len({round(at, 1) for at in times}) > 5
+
+
+def test_what_can_not_be_asked_is_refused_in_the_envelope(server: Server) -> None:
+    def ask(body: Any, path: str = CHAT, **kind: str) -> Any:
+        return server.request("POST", path, body, headers={"Content-Type": "application/json", **kind})
+
+    broken = "We could not parse the JSON body of your request."
+    assert_refused(ask(b'{"model": '), 400, broken, code="invalid_json")
+    assert_refused(ask(b"[1]"), 400, "The JSON body of your request must be an object.", code="invalid_type")
+    missing = "Missing required parameter: 'model'."
+    assert_refused(ask(b" "), 400, missing, param="model", code="missing_required_parameter")
+    wrong = "Invalid type for 'model': expected a string, but got an integer instead."
+    assert_refused(ask({"model": 3}), 400, wrong, param="model", code="invalid_type")
+    unknown = "The model 'no/such' does not exist"
+    assert_refused(ask({"model": "no/such"}), 404, unknown, param="model", code="model_not_found")
+    not_here = f"The model '{EMBEDDING_MODEL}' does not answer '{CHAT}' on this server."
+    assert_refused(ask({"model": EMBEDDING_MODEL}), 400, not_here, param="model", code="endpoint_not_supported")
+    large = "The request body is too large."
+    assert_refused(ask(b"x" * (9 << 20)), 413, large, code="request_too_large")
+    assert_refused(ask(b"x" * (17 << 20)), 413, large, code="request_too_large")
+    answer = server.request("POST", CHAT, b"{}", headers={"Content-Type": "text/plain"})
+    assert_refused(answer, 415, "Unsupported content type: 'text/plain'.", code="unsupported_content_type")
+    assert server.request("POST", CHAT, _chat(), key="sk-vb-wrong")[0] == 401
+    assert server.request("POST", CHAT, _chat(), key=None)[0] == 401
+    assert server.request("GET", CHAT)[0] == 405
+
+
+def test_an_engine_s_refusal_keeps_its_sentence_in_openai_s_envelope(client: OpenAI) -> None:
+    with pytest.raises(BadRequestError) as caught:
+        client.chat.completions.create(**_chat("[[sim:400]]"))
+    assert caught.value.type == "invalid_request_error"
+    assert "asked for this" in caught.value.message
+    with pytest.raises(InternalServerError):
+        client.chat.completions.create(**_chat("[[sim:500]]"))
+
+
+def test_an_answer_has_the_headers_of_every_answer(server: Server) -> None:
+    for fields in ({}, {"stream": True}, {"model": "no/such"}):
+        _, headers, _ = server.request("POST", CHAT, _chat(**fields))
+        assert headers["x-request-id"].startswith("req_")
+        assert headers["openai-version"] == "2020-10-01"
+        assert headers["openai-processing-ms"].isdigit()
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+def test_a_client_that_goes_away_aborts_its_request_in_the_engine(server: Server, stream: bool) -> None:
+    aborted = _stats(server)["aborted"]
+    body = _chat("long", max_tokens=3000, ignore_eos=True, stream=stream)
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+    kind = {"Authorization": f"Bearer {server.key}", "Content-Type": "application/json"}
+    connection.request("POST", CHAT, json.dumps(body), kind)
+    if stream:
+        connection.getresponse().read(100)
+    else:
+        wait_until(lambda: _stats(server)["running"] == 1)
+    connection.sock.close() if connection.sock else None
+    connection.close()
+    began = time.monotonic()
+    wait_until(lambda: _stats(server)["aborted"] == aborted + 1 and _stats(server)["running"] == 0, 10)
+    assert time.monotonic() - began < 5
+
+
+def test_a_priority_of_the_user_s_own_is_overridden(server: Server, client: OpenAI) -> None:
+    # The simulated engine refuses a priority that is no integer, as vLLM does.
+    assert client.chat.completions.create(**_chat(), extra_body={"priority": "first"}).choices
+    batch = server.wait(server.create(chat_line("a", priority="first")))
+    assert batch["request_counts"] == {"total": 1, "completed": 1, "failed": 0}
+
+
+def test_a_model_that_is_not_running_is_started_and_its_request_answered(client: OpenAI, server: Server) -> None:
+    answer = client.embeddings.create(model=EMBEDDING_MODEL, input=["one", "two"])
+    assert len(answer.data) == 2
+    texts = {"model": EMBEDDING_MODEL, "text_1": "a", "text_2": ["b", "c"]}
+    assert len(server.request("POST", "/v1/score", texts)[2]["data"]) == 2
+    ranked = {"model": EMBEDDING_MODEL, "query": "a", "documents": ["b", "c"]}
+    assert len(server.request("POST", "/v1/rerank", ranked)[2]["results"]) == 2
