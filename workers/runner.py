@@ -181,6 +181,9 @@ class Runner:
             facts = self._facts()
             model = scheduler.next_model(waiting, facts, now)
             if model is not None and model != facts.model:
+                if model in self._live and not await self._db(demand.take, model, self.holder):
+                    del self._live[model]  # another worker loads it
+                    continue
                 await self._change(model)
                 return
             batch = scheduler.next_batch(waiting, facts, now)
@@ -225,8 +228,6 @@ class Runner:
 
     async def _change(self, model: str) -> None:
         """Give back what is not started, and load another model once nothing is in flight."""
-        if model in self._live and not await self._db(demand.take, model, self.holder):
-            return  # another worker loads it
         self._backlog.clear()
         for held in self._held:
             held.closing = True

@@ -6,39 +6,65 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-
     dependencies = [
-        ('workers', '0004_sleep'),
+        ("workers", "0004_sleep"),
     ]
 
     operations = [
         migrations.CreateModel(
-            name='LiveDemand',
+            name="LiveDemand",
             fields=[
-                ('model', models.OneToOneField(on_delete=django.db.models.deletion.CASCADE, primary_key=True, related_name='live_demand', serialize=False, to='workers.servedmodel')),
-                ('since', models.DateTimeField(default=django.utils.timezone.now, help_text='When the first of them came.')),
-                ('wanted_at', models.DateTimeField(default=django.utils.timezone.now)),
-                ('taken_by', models.CharField(blank=True, help_text='The worker that loads it.', max_length=64)),
-                ('taken_at', models.DateTimeField(blank=True, null=True)),
+                (
+                    "model",
+                    models.OneToOneField(
+                        on_delete=django.db.models.deletion.CASCADE,
+                        primary_key=True,
+                        related_name="live_demand",
+                        serialize=False,
+                        to="workers.servedmodel",
+                    ),
+                ),
+                (
+                    "since",
+                    models.DateTimeField(default=django.utils.timezone.now, help_text="When the first of them came."),
+                ),
+                ("wanted_at", models.DateTimeField(default=django.utils.timezone.now)),
+                ("taken_by", models.CharField(blank=True, help_text="The worker that loads it.", max_length=64)),
+                ("taken_at", models.DateTimeField(blank=True, null=True)),
             ],
         ),
         migrations.AddField(
-            model_name='servedmodel',
-            name='max_model_len',
-            field=models.PositiveIntegerField(blank=True, editable=False, help_text='Tokens of context, as its last engine said.', null=True),
+            model_name="servedmodel",
+            name="max_model_len",
+            field=models.PositiveIntegerField(
+                blank=True, editable=False, help_text="Tokens of context, as its last engine said.", null=True
+            ),
         ),
         migrations.CreateModel(
-            name='LiveTraffic',
+            name="LiveTraffic",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('process', models.CharField(max_length=64)),
-                ('seen_at', models.DateTimeField(default=django.utils.timezone.now, help_text='When a request was last in flight.')),
-                ('in_flight', models.PositiveIntegerField(default=0)),
-                ('first_tokens', models.JSONField(default=list, help_text='Pairs: unix time, seconds to the first token.')),
-                ('service', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='live_traffic', to='workers.service')),
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                ("process", models.CharField(max_length=64)),
+                (
+                    "seen_at",
+                    models.DateTimeField(
+                        default=django.utils.timezone.now, help_text="When a request was last in flight."
+                    ),
+                ),
+                ("in_flight", models.PositiveIntegerField(default=0)),
+                (
+                    "first_tokens",
+                    models.JSONField(default=list, help_text="Pairs: unix time, seconds to the first token."),
+                ),
+                (
+                    "service",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.CASCADE, related_name="live_traffic", to="workers.service"
+                    ),
+                ),
             ],
             options={
-                'constraints': [models.UniqueConstraint(fields=('service', 'process'), name='live_traffic_once')],
+                "constraints": [models.UniqueConstraint(fields=("service", "process"), name="live_traffic_once")],
             },
         ),
     ]

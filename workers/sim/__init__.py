@@ -46,6 +46,6 @@ Markers, anywhere in the body of a request
     [[sim:200error]]        200 and an error envelope as the body
 
 Of its own, without a key: GET /sim/stats gives {"running", "waiting", "completed", "failed", "aborted",
-"max_running"}: requests worked on now, in line now, answered 200, answered otherwise after they were taken, dropped
-because their client went away, and the most ever worked on at once.
+"max_running", "priorities"}: requests worked on now, in line now, answered 200, answered otherwise after they were
+taken, dropped because their client went away, the most ever worked on at once, and how many came with each priority.
 """

@@ -165,6 +165,7 @@ class App:
         if b"crash" in markers:
             _crash()
         engine = self._engine
+        engine.priorities[job.priority] += 1
         if self._knobs.instant and engine.has_room and not job.stream and not markers:
             # Nothing to wait for: no time for the client to go away in, so nobody needs to look.
             engine.start()

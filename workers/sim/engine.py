@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import heapq
 import itertools
+from collections import Counter
 
 from .knobs import Knobs
 
@@ -63,6 +64,7 @@ class Engine:
         self.failed = 0
         self.aborted = 0
         self.max_running = 0
+        self.priorities: Counter[int] = Counter()
         self.prompt_tokens = 0
         self.cached_tokens = 0
         self.generation_tokens = 0
@@ -160,7 +162,7 @@ class Engine:
         self.cached_tokens += cached_tokens
         self.generation_tokens += generation_tokens
 
-    def stats(self) -> dict[str, int]:
+    def stats(self) -> dict[str, object]:
         """Return what GET /sim/stats says."""
         return {
             "running": self.running,
@@ -169,6 +171,7 @@ class Engine:
             "failed": self.failed,
             "aborted": self.aborted,
             "max_running": self.max_running,
+            "priorities": {str(priority): count for priority, count in self.priorities.items()},
         }
 
     def metrics(self, model: str) -> bytes:

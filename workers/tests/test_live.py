@@ -24,12 +24,15 @@ def _client(server: Server) -> OpenAI:
     return OpenAI(base_url=server.base_url, api_key=server.key, max_retries=0)
 
 
-def _stats(server: Server) -> dict[str, int]:
+def _stats(server: Server) -> dict[str, Any]:
     """Return what the newest running engine says of itself."""
     url = server.query("SELECT url FROM workers_service WHERE state = 'running' ORDER BY id DESC")[0][0]
     connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=10)
-    connection.request("GET", "/sim/stats")
-    return dict(json.loads(connection.getresponse().read()))
+    try:
+        connection.request("GET", "/sim/stats")
+        return dict(json.loads(connection.getresponse().read()))
+    finally:
+        connection.close()
 
 
 @pytest.fixture(scope="module")
@@ -121,21 +124,28 @@ def test_a_client_that_goes_away_aborts_its_request_in_the_engine(server: Server
     kind = {"Authorization": f"Bearer {server.key}", "Content-Type": "application/json"}
     connection.request("POST", CHAT, json.dumps(body), kind)
     if stream:
-        connection.getresponse().read(100)
+        response = connection.getresponse()
+        response.read(100)
+        response.close()
     else:
         wait_until(lambda: _stats(server)["running"] == 1)
-    connection.sock.close() if connection.sock else None
     connection.close()
     began = time.monotonic()
     wait_until(lambda: _stats(server)["aborted"] == aborted + 1 and _stats(server)["running"] == 0, 10)
     assert time.monotonic() - began < 5
 
 
-def test_a_priority_of_the_user_s_own_is_overridden(server: Server, client: OpenAI) -> None:
-    # The simulated engine refuses a priority that is no integer, as vLLM does.
-    assert client.chat.completions.create(**_chat(), extra_body={"priority": "first"}).choices
-    batch = server.wait(server.create(chat_line("a", priority="first")))
-    assert batch["request_counts"] == {"total": 1, "completed": 1, "failed": 0}
+def test_a_live_request_goes_before_lines_of_batches_whatever_priority_their_users_name(server: Server) -> None:
+    def counts() -> dict[str, int]:
+        return dict(_stats(server)["priorities"])
+
+    before = counts()
+    assert server.request("POST", CHAT, _chat(priority=-99))[0] == 200
+    server.wait(server.create(chat_line(f"l{i}", f"text {i}", priority=-100) for i in range(3)))
+    after = counts()
+    assert set(after) == {"0", "-1"}
+    assert after["-1"] == before["-1"] + 1
+    assert after["0"] == before["0"] + 3
 
 
 def test_a_model_that_is_not_running_is_started_and_its_request_answered(client: OpenAI, server: Server) -> None:
