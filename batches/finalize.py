@@ -13,9 +13,10 @@ from typing import Any, BinaryIO
 from django.db import transaction
 from django.utils import timezone
 
-from batches import leases, wire
+from batches import answers, leases, ordering, wire
 from batches.locks import batch_lock
-from batches.models import Batch, Result, Shard, StaleTransition
+from batches.models import Batch, Result, ResultIndex, Shard, StaleTransition
+from batches.ordering import Entry
 from batches.planning import PlannedLine, in_file_order
 from batches.states import BatchStatus
 from batches.validation import parse_line
@@ -33,13 +34,16 @@ class _Written:
 
     name: str
     stack: ExitStack
+    entries: list[Entry]
+    is_errors: bool = False
     writer: storage.Writer | None = None
     size: int = 0
     lines: int = 0
 
-    def add(self, line: bytes) -> None:
+    def add(self, position: int, line: bytes) -> None:
         if self.writer is None:
             self.writer = self.stack.enter_context(storage.writing(self.name))
+        self.entries.append(Entry(position, self.is_errors, self.size))
         self.writer.write(line)
         self.size += len(line)
         self.lines += 1
@@ -78,40 +82,38 @@ def finalize(batch_id: str) -> bool:
 
 
 def _write(batch: Batch) -> None:
-    now = timezone.now()
     names = {kind: f"batches/{batch.pk}_{kind}.jsonl" for kind in ("output", "error")}
+    entries: list[Entry] = []
     left_error = wire.CANCELLED
     if batch.status == BatchStatus.FINALIZING:
         left_error = (batch.abort_code, batch.abort_message) if batch.abort_code else wire.EXPIRED
     with ExitStack() as stack:
-        output, errors = _Written(names["output"], stack), _Written(names["error"], stack)
-        totals, left = _write_lines(batch, output, errors, left_error, int(now.timestamp()))
+        output = _Written(names["output"], stack, entries)
+        errors = _Written(names["error"], stack, entries, is_errors=True)
+        totals, left = _write_lines(batch, output, errors, left_error)
     _publish(batch, output, errors, totals, left)
 
 
-def _write_lines(
-    batch: Batch, output: _Written, errors: _Written, left_error: tuple[str, str], at: int
-) -> tuple[_Totals, int]:
+def _write_lines(batch: Batch, output: _Written, errors: _Written, left_error: tuple[str, str]) -> tuple[_Totals, int]:
     """Write each line of the input to one of the two files; return the counts and how many lines never ran."""
     totals, left = _Totals(), 0
+    # Nobody holds a lease any more, so this is the last position; lines that never ran come after it.
+    committed = Batch.objects.values_list("committed", flat=True).get(pk=batch.pk)
     plan = in_file_order(Shard.objects.filter(batch=batch).values_list("lines", flat=True))
     results = _results(batch.pk)
     result = next(results, None)
     with _InputLines(batch) as source:
         for line in plan:
             if result is None or result.line != line.number:
-                errors.add(wire.error_line(at, source.custom_id(line), *left_error))
                 left += 1
+                position = committed + left
+                name = answers.line_id(batch, position)
+                errors.add(position, wire.error_line(name, source.custom_id(line), *left_error))
                 # A line that the engine could not be had for failed; one that was cancelled or too late did not.
                 totals.failed += bool(batch.abort_code)
                 continue
-            if result.error_code:
-                number = None if result.attempts else result.line
-                errors.add(wire.error_line(at, result.custom_id, result.error_code, result.error_message, number))
-            else:
-                body = wire.one_line(bytes(result.body or b"null"))
-                target = output if result.succeeded else errors
-                target.add(wire.response_line(at, result.custom_id, result.status_code or 0, result.request_id, body))
+            target = output if result.succeeded else errors
+            target.add(result.position, answers.line_of(batch, result))
             _count(totals, result)
             result = next(results, None)
     return totals, left
@@ -178,14 +180,20 @@ def _publish(batch: Batch, output: _Written, errors: _Written, totals: _Totals, 
                 output_tokens=totals.usage.output_tokens,
                 reasoning_tokens=totals.usage.reasoning_tokens,
             )
+            ResultIndex.objects.create(
+                batch=batch, entries=ordering.pack(output.entries), expires_at=now + _life(batch)
+            )
         except StaleTransition:
             transaction.set_rollback(True)
+
+
+def _life(batch: Batch) -> timedelta:
+    return timedelta(seconds=batch.output_life_seconds) if batch.output_life_seconds else BATCH_FILE_LIFE
 
 
 def _file(batch: Batch, written: _Written, now: datetime) -> str | None:
     if not written.lines:
         return None
-    life = timedelta(seconds=batch.output_life_seconds) if batch.output_life_seconds else BATCH_FILE_LIFE
     file = File.objects.create(
         id=ids.file_id(),
         project_id=batch.project_id,
@@ -194,7 +202,7 @@ def _file(batch: Batch, written: _Written, now: datetime) -> str | None:
         bytes=written.size,
         path=written.name,
         created_at=now,
-        expires_at=now + life,
+        expires_at=now + _life(batch),
     )
     return file.pk
 

@@ -3,7 +3,7 @@
 from typing import Annotated, Literal, NotRequired, TypedDict
 
 from django.conf import settings
-from drf_spectacular.utils import extend_schema_view
+from drf_spectacular.utils import OpenApiParameter, extend_schema_view
 from msgspec import Meta
 
 from batches.creation import MAX_METADATA_KEY, MAX_METADATA_PAIRS, MAX_METADATA_VALUE
@@ -17,6 +17,8 @@ from vbatch_site.openai.schema import AFTER, LifetimeDict, limit, operation
 BATCHES = "Batches"
 DEFAULT_PAGE = 20
 LARGEST_PAGE = 100
+DEFAULT_RESULTS = 1000
+MOST_RESULTS = 10_000
 
 _KEY = Annotated[str, Meta(max_length=MAX_METADATA_KEY, pattern="^[^\\x00]*$")]
 _VALUE = Annotated[str, Meta(max_length=MAX_METADATA_VALUE, pattern="^[^\\x00]*$")]
@@ -99,5 +101,34 @@ pause = extend_schema_view(
 resume = extend_schema_view(
     post=operation(
         "resumeBatch", tag=BATCHES, summary="Resume a batch", path="batch_id", answer=BatchDict, refuses=[400, 409]
+    )
+)
+_TEXT = {"type": "string"}
+_NEXT_AFTER = OpenApiParameter(
+    "x-next-after", str, OpenApiParameter.HEADER, response=[200], description="What to send as `after` next."
+)
+results = extend_schema_view(
+    get=operation(
+        "streamBatchResults",
+        tag=BATCHES,
+        summary="Read results in the order in which they were finished, while the batch runs and after it",
+        path="batch_id",
+        query=[
+            limit(DEFAULT_RESULTS, MOST_RESULTS),
+            OpenApiParameter(
+                "after",
+                {"type": "integer", "minimum": 0, "maximum": 2**31 - 1, "default": 0},
+                description="The position that the last answer ended with.",
+            ),
+            OpenApiParameter(
+                "Last-Event-ID",
+                {"type": "string", "pattern": "^[0-9]{1,10}$"},
+                OpenApiParameter.HEADER,
+                description="As `after`, and before it, for server-sent events.",
+            ),
+            _NEXT_AFTER,
+        ],
+        answer={(200, "application/x-ndjson"): _TEXT, (200, "text/event-stream"): _TEXT},
+        refuses=[400],
     )
 )

@@ -8,7 +8,7 @@ from django.utils import timezone
 from batches import doorbell
 from batches.finalize import purge
 from batches.locks import batch_lock
-from batches.models import Batch, StaleTransition
+from batches.models import Batch, ResultIndex, StaleTransition
 from batches.states import TERMINAL, WAITS_FOR_TASK, BatchStatus
 from batches.webhooks import deliveries
 from files import parts, storage
@@ -69,6 +69,7 @@ def purge_ended() -> None:
 def delete_unneeded_bytes() -> None:
     """Delete expired files, and the bytes of deleted ones that no running batch reads."""
     now = timezone.now()
+    ResultIndex.objects.filter(expires_at__lte=now).delete()
     File.objects.expired(now).update(deleted_at=now)
     in_use = Batch.objects.exclude(status__in=TERMINAL).values("input_file_id")
     continuing = Batch.objects.filter(status=BatchStatus.VALIDATING).exclude(continue_from="")

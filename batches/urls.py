@@ -10,5 +10,6 @@ urlpatterns = [
     path("batches/<str:batch_id>/cancel", views.CancelView.as_view()),
     path("batches/<str:batch_id>/pause", views.PauseView.as_view()),
     path("batches/<str:batch_id>/resume", views.ResumeView.as_view()),
+    path("batches/<str:batch_id>/results", views.ResultsView.as_view()),
     path("", include("batches.webhooks.urls")),
 ]

@@ -1,12 +1,16 @@
 """The Batch API."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from django.db import close_old_connections
+from django.http import StreamingHttpResponse
+from django.http.response import HttpResponseBase
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from batches import creation, schema, steering
+from batches import creation, results, schema, steering, streams
 from batches.models import Batch, StaleTransition
 from batches.serializers import batch_dict
 from batches.states import BatchStatus
@@ -14,7 +18,7 @@ from vbatch_site.models import Project
 from vbatch_site.openai import idempotency, owned
 from vbatch_site.openai.auth import ApiRequest
 from vbatch_site.openai.errors import ApiError, missing, wrong_id
-from vbatch_site.openai.pagination import page
+from vbatch_site.openai.pagination import page, read_limit
 
 # A cancel of these changes nothing and is no error (contract.md 2.5).
 _CANCEL_IS_LATE = (BatchStatus.CANCELLING, BatchStatus.CANCELLED, BatchStatus.FINALIZING)
@@ -125,3 +129,42 @@ class ResumeView(APIView):
         with _conflicts(batch, "resume"):
             steering.resume(batch, by=_who(request))
         return Response(batch_dict(batch))
+
+
+@schema.results
+class ResultsView(APIView):
+    """The lines that are finished, while a batch runs and after it ended."""
+
+    def get(self, request: ApiRequest, batch_id: str) -> HttpResponseBase:
+        """Send a page of lines, or all of them as events until the batch ends."""
+        batch = find_batch(request.user, batch_id)
+        as_events = "text/event-stream" in request.headers.get("accept", "")
+        after = _read_position(request.query_params.get("after"), "after") or 0
+        limit = read_limit(request.query_params, schema.DEFAULT_RESULTS, schema.MOST_RESULTS)
+        if as_events:
+            after = _read_position(request.headers.get("last-event-id"), "Last-Event-ID") or after
+        reader = results.Reader(batch)
+        try:
+            last = reader.last_position(after, limit)
+        except results.ResultsDeleted:
+            raise ApiError("The results of this batch were deleted.", code="results_deleted", http_status=404) from None
+        # A stream may last for hours; the connection that looked up the key goes back to the pool meanwhile.
+        close_old_connections()
+        if as_events:
+            response = StreamingHttpResponse(streams.events(reader, after), content_type="text/event-stream")
+            # Asks nginx not to collect the stream.
+            response.headers["x-accel-buffering"] = "no"
+        else:
+            response = StreamingHttpResponse(streams.ndjson(reader, after, last), content_type="application/x-ndjson")
+            response.headers["x-next-after"] = str(last)
+        response.headers["cache-control"] = "no-store"
+        return response
+
+
+def _read_position(text: str | None, param: str) -> int | None:
+    if text is None:
+        return None
+    if not re.fullmatch("[0-9]{1,10}", text):
+        message = f"Invalid '{param}': expected the position that an earlier answer ended with."
+        raise ApiError(message, param=param, code="invalid_value")
+    return min(int(text), 2**31 - 1)

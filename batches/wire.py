@@ -5,8 +5,6 @@ The engine's answer goes in as the bytes it sent: it is never parsed and written
 
 import msgspec
 
-from vbatch_site.openai import ids
-
 EXPIRED = ("batch_expired", "This request could not be executed before the completion window expired.")
 CANCELLED = ("batch_cancelled", "This request was cancelled before it was executed.")
 
@@ -82,14 +80,14 @@ def one_line(body: bytes) -> bytes:
     return body if b"\n" not in body and b"\r" not in body else msgspec.json.format(body, indent=-1)
 
 
-def _head(at: int, custom_id: str | None) -> bytes:
-    return b'{"id":"' + ids.timed_id("batch_req", at).encode() + b'","custom_id":' + _encode(custom_id)
+def _head(line_id: str, custom_id: str | None) -> bytes:
+    return b'{"id":"' + line_id.encode() + b'","custom_id":' + _encode(custom_id)
 
 
-def response_line(at: int, custom_id: str | None, status_code: int, request_id: str, body: bytes) -> bytes:
+def response_line(line_id: str, custom_id: str | None, status_code: int, request_id: str, body: bytes) -> bytes:
     """Return the line of a request that the engine answered, with whatever status."""
     return b"%b,%b%d,%b%b,%b%b%b" % (
-        _head(at, custom_id),
+        _head(line_id, custom_id),
         b'"response":{"status_code":',
         status_code,
         b'"request_id":',
@@ -100,7 +98,7 @@ def response_line(at: int, custom_id: str | None, status_code: int, request_id: 
     )
 
 
-def error_line(at: int, custom_id: str | None, code: str, message: str, line: int | None = None) -> bytes:
+def error_line(line_id: str, custom_id: str | None, code: str, message: str, line: int | None = None) -> bytes:
     """Return the line of a request that got no answer; a bad line names its number, because its id may be none."""
     error = _encode({"code": code, "message": message, **({} if line is None else {"line": line})})
-    return b'%b,"response":null,"error":%b}\n' % (_head(at, custom_id), error)
+    return b'%b,"response":null,"error":%b}\n' % (_head(line_id, custom_id), error)

@@ -20,6 +20,7 @@ PURE = [
     "batches/planning.py",
     "batches/bodies.py",
     "batches/outcome.py",
+    "batches/ordering.py",
     "batches/wire.py",
     "batches/demand.py",
     "batches/progress.py",
