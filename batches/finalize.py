@@ -13,7 +13,9 @@ from typing import Any, BinaryIO
 from django.db import transaction
 from django.utils import timezone
 
-from batches import answers, leases, ordering, wire
+from batches import answers, leases, line_index, ordering, wire
+from batches.line_index import ERROR, OUTPUT
+from batches.line_index import Entry as IndexedLine
 from batches.locks import batch_lock
 from batches.models import Batch, Result, ResultIndex, Shard, StaleTransition
 from batches.ordering import Entry
@@ -41,9 +43,12 @@ class _Written:
     lines: int = 0
 
     def add(self, position: int, line: bytes) -> None:
+        self.entries.append(Entry(position, self.is_errors, self.size))
+        self.append(line)
+
+    def append(self, line: bytes) -> None:
         if self.writer is None:
             self.writer = self.stack.enter_context(storage.writing(self.name))
-        self.entries.append(Entry(position, self.is_errors, self.size))
         self.writer.write(line)
         self.size += len(line)
         self.lines += 1
@@ -90,11 +95,14 @@ def _write(batch: Batch) -> None:
     with ExitStack() as stack:
         output = _Written(names["output"], stack, entries)
         errors = _Written(names["error"], stack, entries, is_errors=True)
-        totals, left = _write_lines(batch, output, errors, left_error)
+        index = _Written(line_index.name_for(batch.pk), stack, [])
+        totals, left = _write_lines(batch, output, errors, index, left_error)
     _publish(batch, output, errors, totals, left)
 
 
-def _write_lines(batch: Batch, output: _Written, errors: _Written, left_error: tuple[str, str]) -> tuple[_Totals, int]:
+def _write_lines(
+    batch: Batch, output: _Written, errors: _Written, index: _Written, left_error: tuple[str, str]
+) -> tuple[_Totals, int]:
     """Write each line of the input to one of the two files; return the counts and how many lines never ran."""
     totals, left = _Totals(), 0
     # Nobody holds a lease any more, so this is the last position; lines that never ran come after it.
@@ -108,15 +116,41 @@ def _write_lines(batch: Batch, output: _Written, errors: _Written, left_error: t
                 left += 1
                 position = committed + left
                 name = answers.line_id(batch, position)
-                errors.add(position, wire.error_line(name, source.custom_id(line), *left_error))
+                custom_id = source.custom_id(line)
+                text = wire.error_line(name, custom_id, *left_error)
+                place = IndexedLine(line.number, ERROR, errors.size, len(text), line.offset, line.length)
+                index.append(line_index.pack(place._replace(code=left_error[0], custom_id=custom_id)))
+                errors.add(position, text)
                 # A line that the engine could not be had for failed; one that was cancelled or too late did not.
                 totals.failed += bool(batch.abort_code)
                 continue
             target = output if result.succeeded else errors
-            target.add(result.position, answers.line_of(batch, result))
+            text = answers.line_of(batch, result)
+            index.append(line_index.pack(_indexed(line, result, target.size, len(text))))
+            target.add(result.position, text)
             _count(totals, result)
             result = next(results, None)
     return totals, left
+
+
+def _indexed(line: PlannedLine, result: Result, offset: int, length: int) -> IndexedLine:
+    return IndexedLine(
+        line=line.number,
+        file=OUTPUT if result.succeeded else ERROR,
+        offset=offset,
+        length=length,
+        input_offset=line.offset,
+        input_length=line.length,
+        status_code=result.status_code or 0,
+        attempts=result.attempts,
+        milliseconds=result.milliseconds,
+        input_tokens=result.input_tokens,
+        cached_tokens=result.cached_tokens,
+        output_tokens=result.output_tokens,
+        code=result.failure_code,
+        finish_reason=line_index.finish_reason(bytes(result.body or b"")),
+        custom_id=result.custom_id or "",
+    )
 
 
 def _count(totals: _Totals, result: Result) -> None:

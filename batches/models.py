@@ -127,6 +127,8 @@ class Batch(models.Model):
             models.Index(
                 fields=["status", "expires_at"], name="batches_active", condition=Q(status__in=sorted(ACTIVE))
             ),
+            models.Index(fields=["-created_at", "-id"], name="batches_recent"),
+            models.Index(fields=["status", "-created_at", "-id"], name="batches_by_status"),
             models.Index(fields=["input_file_id"], name="batches_input"),
             models.Index(
                 fields=["id"], name="batches_to_purge", condition=Q(status__in=sorted(TERMINAL), purged_at=None)
@@ -259,6 +261,11 @@ class Result(models.Model):
     def succeeded(self) -> bool:
         """Whether the line belongs in the output file."""
         return self.status_code == 200 and not self.error_code
+
+    @property
+    def failure_code(self) -> str:
+        """Why the line failed: our code, or the engine's status; empty when it succeeded."""
+        return self.error_code or ("" if self.succeeded else f"http_{self.status_code}")
 
 
 class ResultIndex(models.Model):

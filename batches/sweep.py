@@ -5,7 +5,7 @@ from datetime import timedelta
 from django.db import transaction
 from django.utils import timezone
 
-from batches import doorbell
+from batches import doorbell, line_index
 from batches.finalize import purge
 from batches.locks import batch_lock
 from batches.models import Batch, ResultIndex, StaleTransition
@@ -79,4 +79,6 @@ def delete_unneeded_bytes() -> None:
         unneeded = unneeded.exclude(pk__in=earlier.values(name))
     for file in unneeded[:1000]:
         storage.delete(file.path)
+        if index := line_index.beside(file.path):
+            storage.delete(index)
         file.delete()

@@ -78,6 +78,7 @@ class File(models.Model):
         ordering = ["-created_at", "-id"]
         indexes = [
             models.Index(fields=["project", "-created_at", "-id"], name="files_newest"),
+            models.Index(fields=["-created_at", "-id"], name="files_recent"),
             models.Index(fields=["expires_at"], name="files_expiring", condition=Q(deleted_at=None)),
             models.Index(fields=["deleted_at"], name="files_deleted", condition=~Q(deleted_at=None)),
         ]

@@ -19,6 +19,7 @@ PURE = [
     "batches/validation.py",
     "batches/planning.py",
     "batches/bodies.py",
+    "batches/line_index.py",
     "batches/outcome.py",
     "batches/ordering.py",
     "batches/wire.py",
