@@ -9,7 +9,7 @@ import msgspec
 from django.conf import settings
 from django.db import transaction
 
-from batches import doorbell
+from batches import doorbell, quota
 from batches.carrying import FILES_GONE, EarlierFilesGone, check_files, find_earlier
 from batches.models import HIGHEST_PRIORITY, LOWEST_PRIORITY, Batch, OnInvalidLine
 from batches.states import TERMINAL
@@ -61,6 +61,7 @@ def create(project: Project, body: Json, key: Claim | None = None) -> Batch:
         return Batch.objects.get(pk=held)
     wanted = read(project, body)
     with transaction.atomic():
+        quota.check_batch_rate(project)
         batch = Batch.begin(
             window=window_length(wanted.completion_window),
             project=project,

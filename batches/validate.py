@@ -5,10 +5,9 @@ from contextlib import ExitStack
 import msgspec
 from django.conf import settings
 from django.db import transaction
-from django.db.models import Exists, OuterRef, Q, Subquery, Sum
 from django.utils import timezone
 
-from batches import doorbell, leases
+from batches import doorbell, leases, quota
 from batches.carrying import FILES_GONE, EarlierAnswers, EarlierFilesGone
 from batches.catalogue import known_models
 from batches.locks import batch_lock
@@ -19,10 +18,6 @@ from batches.validation import LineError, Validator
 from files import storage
 from files.jsonl import iter_lines
 from files.models import File
-from vbatch_site.models import Project
-
-# The cap is on the size of the line, not on the bill, so a rough count will do: no tokenizer is loaded here.
-_BYTES_PER_TOKEN = 4
 
 
 def validate(batch_id: str) -> bool:
@@ -90,36 +85,13 @@ def _fail(batch: Batch, errors: list[LineError]) -> bool:
     return True
 
 
-def _over_limit(batch: Batch, model: str, own: int) -> LineError | None:
-    """Return the refusal of a batch that would put more tokens in line than its project may have there."""
-    limit = settings.VBATCH_ENQUEUED_TOKEN_LIMIT
-    if not limit:
-        return None
-    # Two batches that are validated at once must count each other.
-    Project.objects.select_for_update().get(pk=batch.project_id)
-    size = File.objects.filter(pk=OuterRef("input_file_id")).values("bytes")
-    # A batch of several models has its whole file counted for each of them.
-    one_of_several = Q(model=None) & Exists(Shard.objects.filter(batch=OuterRef("pk"), model=model))
-    running = Batch.objects.filter(
-        Q(model=model) | one_of_several, project=batch.project_id, status=BatchStatus.IN_PROGRESS
-    )
-    waiting = running.annotate(size=Subquery(size)).aggregate(sum=Sum("size"))["sum"] or 0
-    if (waiting + own) // _BYTES_PER_TOKEN <= limit:
-        return None
-    message = (
-        f"Enqueued token limit reached for {model} in organization {batch.project.name}. Limit: {limit:,} enqueued "
-        "tokens. Please try again once some in_progress batches have been completed."
-    )
-    return LineError("token_limit_exceeded", message, None, None)
-
-
 def _begin(batch: Batch, validator: Validator, settled: SettledLines) -> bool:
     """Write the plan and open the batch to the workers in one transaction."""
     try:
         with transaction.atomic():
-            for model, plan in validator.plans.items():
-                if over := _over_limit(batch, model, sum(plan.lengths)):
-                    return _fail(batch, [over])
+            wanted = {model: list(plan.lengths) for model, plan in validator.plans.items()}
+            if over := quota.over_queue(batch, wanted):
+                return _fail(batch, [over])
             planned = validator.shards()
             shards = (
                 Shard(batch=batch, index=i, model=s.model, lines=s.packed, count=s.count) for i, s in enumerate(planned)

@@ -14,7 +14,7 @@ from django.db import transaction
 from django.db.models import F, Q
 from django.utils import timezone
 
-from files import storage, uploads
+from files import room, storage, uploads
 from files.models import (
     ARRIVAL_TIME,
     UPLOAD_LIFE,
@@ -107,14 +107,15 @@ def add(upload: Upload, data: "UploadedFile[Any]") -> UploadPart:
     part_id = ids.timed_id("part", int(now.timestamp()))
     part = UploadPart(id=part_id, upload=upload, bytes=size, path=storage.part_name(part_id), created_at=now)
     with transaction.atomic():
+        room.check(upload.project, size)
         # The guard and the counters are one UPDATE: no part slips in after the end, and no two past the limits.
-        room = Upload.objects.pending().filter(
+        open_one = Upload.objects.pending().filter(
             pk=upload.pk,
             expires_at__gt=now,
             received_bytes__lte=MAX_UPLOAD_BYTES - size,
             received_parts__lt=MAX_PARTS,
         )
-        taken = room.update(received_bytes=F("received_bytes") + size, received_parts=F("received_parts") + 1)
+        taken = open_one.update(received_bytes=F("received_bytes") + size, received_parts=F("received_parts") + 1)
         if taken:
             part.save(force_insert=True)
     if not taken:
@@ -203,7 +204,7 @@ def _paths(upload: Upload, part_ids: list[str]) -> list[str]:
 
 def _new_file(upload: Upload) -> File:
     lifetime = uploads.Lifetime(upload.life_seconds) if upload.life_seconds else None
-    return uploads.announce(upload.project, upload.purpose, upload.filename, upload.bytes, lifetime)
+    return uploads.announce(upload.project, upload.purpose, upload.filename, upload.bytes, lifetime, more=0)
 
 
 def _join(paths: list[str], file: File, md5: str) -> None:

@@ -11,7 +11,7 @@ from django.core.files.uploadedfile import UploadedFile
 from django.db import transaction
 from django.utils import timezone
 
-from files import storage
+from files import room, storage
 from files.jsonl import iter_lines
 from files.models import BATCH_FILE_LIFE, UPLOAD_PURPOSES, File, Purpose
 from vbatch_site.models import Project
@@ -115,8 +115,13 @@ def find(project: Project, file_id: str) -> File:
     return owned.find(File.objects.visible_to(project), project, file_id, no_such_file(file_id))
 
 
-def announce(project: Project, purpose: str, filename: str, size: int, lifetime: Lifetime | None) -> File:
-    """Return a file whose row is saved and whose bytes are still to be stored under its path."""
+def announce(
+    project: Project, purpose: str, filename: str, size: int, lifetime: Lifetime | None, *, more: int | None = None
+) -> File:
+    """Return a file whose row is saved and whose bytes are still to be stored under its path; raise ApiError.
+
+    `more` is what it adds to the project's bytes, where that is not its size: parts count from their arrival.
+    """
     now = timezone.now()
     file_id = ids.file_id()
     file = File(
@@ -129,7 +134,9 @@ def announce(project: Project, purpose: str, filename: str, size: int, lifetime:
         created_at=now,
         expires_at=expiry(purpose, lifetime, now),
     )
-    file.announce()
+    with transaction.atomic():
+        room.check(project, size if more is None else more)
+        file.announce()
     return file
 
 

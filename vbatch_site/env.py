@@ -59,6 +59,17 @@ def env_int(name: str, default: int, minimum: int = 0) -> int:
     return int(number)
 
 
+def env_numbers(name: str, known: tuple[str, ...]) -> dict[str, int]:
+    """Return whole numbers by their names, from text such as `a=1,b=2`."""
+    found: dict[str, int] = {}
+    for item in env_list(name):
+        key, _, value = (part.strip() for part in item.partition("="))
+        if key not in known or not (value.isascii() and value.isdigit()):
+            raise BadSetting(name, item, f"NAME=NUMBER, separated by commas, with NAME one of {', '.join(known)}")
+        found[key] = int(value)
+    return found
+
+
 def env_list(name: str, default: str = "") -> list[str]:
     """Return the comma-separated items, blanks removed."""
     return [item.strip() for item in env_str(name, default).split(",") if item.strip()]

@@ -159,6 +159,19 @@ class ApiKey(models.Model):
             ApiKey.objects.filter(pk=self.pk).update(last_used_at=now, last_used_from=address)
 
 
+class RequestBucket(models.Model):
+    """When a project's allowance of requests is full again. Written by vbatch_site/limits.py alone, without the ORM.
+
+    The table is unlogged: a count that a crash of the database forgets is worth no flush for each request.
+    """
+
+    project = models.OneToOneField(Project, primary_key=True, on_delete=models.CASCADE, related_name="+")
+    full_at = models.BigIntegerField(help_text="Unix time in microseconds.")
+
+    def __str__(self) -> str:
+        return f"{self.project_id}: {self.full_at}"
+
+
 class IdempotencyKey(models.Model):
     """What a client's key of a request stands for; rows live a day."""
 

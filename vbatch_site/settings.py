@@ -7,10 +7,22 @@ from django.core.exceptions import ImproperlyConfigured
 from django.templatetags.static import static
 from psycopg.conninfo import conninfo_to_dict
 
-from vbatch_site.env import BadSetting, env_bool, env_choice, env_int, env_list, env_number, env_str, secret_file
+from vbatch_site.env import (
+    BadSetting,
+    env_bool,
+    env_choice,
+    env_int,
+    env_list,
+    env_number,
+    env_numbers,
+    env_str,
+    secret_file,
+)
 from workers.machine import gpu_count
 
 BASE_DIR = Path(__file__).resolve().parent.parent
+
+PROJECT_LIMITS = ("requests_per_minute", "batches_per_hour", "queued_requests", "queued_tokens", "storage_bytes")
 
 # What an operator sets.
 VBATCH_HOME = Path(env_str("VBATCH_HOME", "./var")).expanduser().resolve()
@@ -21,7 +33,9 @@ VBATCH_ENGINE = env_choice("VBATCH_ENGINE", "vllm", ("vllm", "sim"))
 VBATCH_LAUNCHER = env_choice("VBATCH_LAUNCHER", "local", ("local", "slurm"))
 VBATCH_COMPLETION_WINDOWS = env_list("VBATCH_COMPLETION_WINDOWS", "24h")
 VBATCH_LENIENT_CREATE = env_bool("VBATCH_LENIENT_CREATE")
-VBATCH_ENQUEUED_TOKEN_LIMIT = env_int("VBATCH_ENQUEUED_TOKEN_LIMIT", 0)  # of a project and model; 0: none
+# Of each project that has none of its own, by the names of its fields; 0 or left out: none.
+VBATCH_PROJECT_LIMITS = env_numbers("VBATCH_PROJECT_LIMITS", PROJECT_LIMITS)
+VBATCH_PROJECT_LIMITS.setdefault("queued_tokens", env_int("VBATCH_ENQUEUED_TOKEN_LIMIT", 0))
 VBATCH_GPU_WORKERS = env_int("VBATCH_GPU_WORKERS", gpu_count() or 1, minimum=1)
 VBATCH_VLLM_ARGS = env_str("VBATCH_VLLM_ARGS")
 VBATCH_SHARE_ANSWERS = env_bool("VBATCH_SHARE_ANSWERS", default=True)
@@ -140,6 +154,7 @@ DATA_UPLOAD_MAX_NUMBER_FIELDS = 100
 REST_FRAMEWORK: dict[str, Any] = {
     "DEFAULT_AUTHENTICATION_CLASSES": ["vbatch_site.openai.auth.BearerAuthentication"],
     "DEFAULT_PERMISSION_CLASSES": ["vbatch_site.openai.auth.HasProject"],
+    "DEFAULT_THROTTLE_CLASSES": ["vbatch_site.openai.auth.RequestRate"],
     "DEFAULT_PARSER_CLASSES": ["vbatch_site.openai.parsers.JSONParser"],
     "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
     "DEFAULT_CONTENT_NEGOTIATION_CLASS": "vbatch_site.openai.parsers.AlwaysJSON",

@@ -8,7 +8,9 @@ from django.utils import timezone
 from rest_framework.authentication import BaseAuthentication
 from rest_framework.permissions import SAFE_METHODS, BasePermission
 from rest_framework.request import Request
+from rest_framework.throttling import BaseThrottle
 
+from vbatch_site import limits
 from vbatch_site.models import ApiKey, Project, Scope
 from vbatch_site.openai.errors import ApiError, Json
 
@@ -73,6 +75,21 @@ def check_scope(key: ApiKey | None, area: str | None, method: str) -> None:
     lacking = "write" if key.allows(area, reading=True) else area
     message = f"You have insufficient permissions for this operation. Missing scopes: {lacking}."
     raise ApiError(message, code="missing_scope", http_status=403)
+
+
+class RequestRate(BaseThrottle):
+    """Count each request that has a key against its project's rate, and say in every answer how it stands."""
+
+    def allow_request(self, request: Request, view: Any) -> bool:
+        """Return True, or raise the 429."""
+        # Authentication, which comes first, leaves nothing else here.
+        project: Any = request.user
+        rate = limits.take_request(project)
+        if rate is not None:
+            request._request.rate_headers = rate.headers()  # type: ignore[attr-defined]
+            if rate.retry_after is not None:
+                raise rate.refusal()
+        return True
 
 
 class HasProject(BasePermission):

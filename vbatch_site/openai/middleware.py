@@ -34,7 +34,8 @@ class EnvelopeMiddleware:
         if response.status_code >= 400 and not _is_json(response) and (is_api(request) or not _is_browser(request)):
             response = plain_refusal(request, response.status_code)
         milliseconds = int((time.monotonic() - started) * 1000)
-        for name, value in answer_headers(request.request_id, milliseconds).items():  # type: ignore[attr-defined]
+        rate: dict[str, str] = getattr(request, "rate_headers", {})
+        for name, value in (answer_headers(request.request_id, milliseconds) | rate).items():  # type: ignore[attr-defined]
             response.headers[name] = value
         return response
 

@@ -21,7 +21,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 UnixTime = Annotated[int, Meta(description="Unix time in seconds.")]
 
 # What any request with a key may meet, and what any request with a body may meet besides.
-_ALWAYS = (401, 403, 500, 503)
+_ALWAYS = (401, 403, 429, 500, 503)
 _WITH_BODY = (400, 408, 413, 415)
 
 _REFERENCE = "#/components/schemas/"
@@ -32,7 +32,7 @@ class ErrorDetailDict(TypedDict):
     """What was wrong."""
 
     message: str
-    type: Literal["invalid_request_error", "server_error"]
+    type: Literal["invalid_request_error", "requests", "server_error"]
     param: str | None
     code: str | None
 

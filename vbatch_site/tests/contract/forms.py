@@ -49,7 +49,8 @@ def assert_refused(answer: Answer, status: int, message: str | None = None, **wa
     assert headers["x-request-id"].startswith("req_")
     assert set(body) - {"detail"} == {"error"}
     assert set(body["error"]) == {"message", "type", "param", "code"}
-    assert body["error"]["type"] == ("invalid_request_error" if status < 500 else "server_error")
+    kind = "requests" if status == 429 else "invalid_request_error"
+    assert body["error"]["type"] == (kind if status < 500 else "server_error")
     assert body["error"]["message"]
     if message is not None:
         assert body["error"]["message"] == message
