@@ -67,7 +67,7 @@ def documents(part: float) -> list[str]:
         document = f"Document {number}. {_prose(chance, 1100)}"
         texts += [f"{document}\n\nQuestion {q}: what is said of {chance.choice(_WORDS)}?" for q in range(10)]
     chance.shuffle(texts)
-    return _numbered((text, 16) for text in texts)
+    return _numbered((text, 8) for text in texts)
 
 
 def tree(part: float) -> list[str]:
@@ -82,7 +82,7 @@ def tree(part: float) -> list[str]:
                 style = f"{examples}\n\nStyle: {_prose(chance, 150)}"
                 texts += [f"{style}\n\nInput: {_prose(chance, 12)}" for _ in range(5)]
     chance.shuffle(texts)
-    return _numbered((text, 16) for text in texts)
+    return _numbered((text, 8) for text in texts)
 
 
 def repeats(part: float) -> list[str]:

@@ -31,6 +31,8 @@ PURE = [
     "batches/webhooks/retries.py",
     "batches/webhooks/signing.py",
     "workers/scheduler.py",
+    "workers/feeding.py",
+    "workers/canary.py",
     "workers/failures.py",
     "workers/priority.py",
     "workers/client.py",
