@@ -74,6 +74,7 @@ class ServiceState(models.TextChoices):
     BUILDING = "building"
     STARTING = "starting"
     RUNNING = "running"
+    DRAINING = "draining"  # ends the live requests that it has, and gets no more
     SLEEPING = "sleeping"  # its weights are in the host's memory: it answers nobody
     COMPLETED = "completed"
     FAILED = "failed"

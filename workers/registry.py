@@ -72,6 +72,11 @@ def failed(service_id: int, why: str) -> None:
         ServedModel.objects.filter(services=service_id).update(load_error=why, load_failed_at=now)
 
 
+def draining(service_id: int) -> None:
+    """Note that an engine gets no more live requests."""
+    Service.objects.filter(pk=service_id).update(state=ServiceState.DRAINING)
+
+
 def slept(service_id: int) -> None:
     """Note that an engine was put to sleep."""
     Service.objects.filter(pk=service_id).update(state=ServiceState.SLEEPING)

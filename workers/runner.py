@@ -25,7 +25,8 @@ from batches.outcome import Outcome
 from batches.planning import by_answer
 from batches.sweep import sweep
 from batches.wire import Usage
-from workers import demand, registry, scheduler
+from workers import demand, registry, scheduler, traffic
+from workers.admission import Admission
 from workers.backlog import Backlog
 from workers.client import Reply
 from workers.engine import EngineError
@@ -74,6 +75,8 @@ class Runner:
         self._dry = False  # nothing was there to claim when we last looked
         self._slot = Slot(holder, environment, self._db)
         self._feeding = Feeding()
+        self._admission = Admission()
+        self._admissions: dict[str, Admission] = {}  # of the models that ran here: they know how fast each one is
         self._rates: dict[str, float] = {}  # lines a second of the models that ran here
         self._prices: dict[str, float] = {}
         self._elsewhere: dict[str, int] = {}
@@ -208,9 +211,11 @@ class Runner:
             self._feed()
 
     async def _hear(self) -> None:
-        """Learn which models live requests wait for that no other worker serves."""
+        """Learn which models live requests wait for that no other worker serves, and whether they use this one."""
         wanted = await self._db(demand.wanted, timezone.now())
         self._live = {model: since for model, since in wanted.items() if not self._elsewhere.get(model)}
+        if self._admission.is_live and self._slot.model is not None:
+            self._live[self._slot.model] = self._slot.since
 
     def _facts(self) -> scheduler.Facts:
         """Return what the scheduler is to know of this slot."""
@@ -242,6 +247,7 @@ class Runner:
             await self._give_up(model, str(error))
             return
         self._feeding = Feeding()
+        self._admission = self._admissions.setdefault(model, Admission())
         self._wake.set()
 
     async def _give_up(self, model: str, why: str) -> None:
@@ -290,6 +296,7 @@ class Runner:
         except ValueError:
             gauges = None
         self._feeding.look(gauges, len(self._in_flight), self._looked_at - began)
+        self._admission.look(await self._db(traffic.read, engine.row), len(self._in_flight), time.time())
         if self._feeding.lines_per_second:
             self._rates[engine.model] = self._feeding.lines_per_second
         self._feed()
@@ -308,7 +315,8 @@ class Runner:
                 for line in group:
                     self._start(line, engine)
             return
-        while len(self._backlog) and len(self._in_flight) < self._feeding.limit and not self.stopping:
+        limit = min(self._feeding.limit, self._admission.limit)
+        while len(self._backlog) and len(self._in_flight) < limit and not self.stopping:
             self._start(self._backlog.next(), engine)
 
     def _start(self, line: Line, engine: Engine) -> None:

@@ -40,7 +40,7 @@ class Facts:
     prices: Mapping[str, float] = field(default_factory=dict)  # seconds that a load, or a wake-up, takes
     rates: Mapping[str, float] = field(default_factory=dict)  # lines a second
     elsewhere: Mapping[str, int] = field(default_factory=dict)  # slots that have a model loaded, this one left out
-    live: Mapping[str, datetime] = field(default_factory=dict)  # models that live requests wait for, and since when
+    live: Mapping[str, datetime] = field(default_factory=dict)  # models that people wait for or use, and since when
 
     def price(self, model: str) -> timedelta:
         """Return what loading a model costs."""
@@ -107,7 +107,7 @@ def next_model(waiting: Sequence[Waiting], slot: Facts, now: datetime) -> str | 
         if model != slot.model and (model in slot.live or _is_worth_a_slot(model, by_model[model], slot))
     ]
     here = [b for b in waiting if b.model == slot.model and (b.lines or slot.busy)]
-    if slot.model is not None and here:
+    if slot.model is not None and (here or slot.model in slot.live):
         present = _Claim.of(slot.model, here, slot, now)
         rivals = [rival for rival in rivals if _is_worth_a_swap(rival, present, slot, now)]
         if not rivals:

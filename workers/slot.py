@@ -16,7 +16,7 @@ from typing import Any
 from django.conf import settings
 from django.utils import timezone
 
-from workers import canary, machine, registry
+from workers import canary, machine, registry, traffic
 from workers.client import EngineClient
 from workers.engine import EngineError, EngineProcess, EngineSpec
 from workers.keys import engine_key
@@ -27,6 +27,11 @@ LOAD_ATTEMPTS = 2
 SLEEP_FLAG = "--enable-sleep-mode"
 # Part of the host's memory that stays free of sleeping models' weights.
 FREE_MEMORY = 0.1
+
+# What live requests in flight get to end before their engine is swapped for another.
+DRAIN_SECONDS = 60.0
+# A web process believes for half a second what it read, and tells once a second what it has in flight.
+DRAIN_LEAST_SECONDS = 1.6
 
 Database = Callable[..., Awaitable[Any]]
 
@@ -138,6 +143,7 @@ class Slot:
         engine, self.engine = self.engine, None
         if engine is None:
             return
+        await self._drain(engine)
         if not engine.can_sleep or not await engine.client.command("/sleep?level=1"):
             await self._stop(engine, registry.ended)
             return
@@ -146,6 +152,17 @@ class Slot:
         self._sleeping[engine.model] = engine
         while self._sleeping and machine.free_memory() < FREE_MEMORY:
             await self._stop(self._sleeping.pop(next(iter(self._sleeping))), registry.ended)
+
+    async def _drain(self, engine: Engine) -> None:
+        """Let the live requests of an engine end; it gets no new ones."""
+        if not await self._db(traffic.is_used, engine.row):
+            return
+        await self._db(registry.draining, engine.row)
+        deadline = time.monotonic() + DRAIN_SECONDS
+        # What web processes last knew is this old.
+        await asyncio.sleep(DRAIN_LEAST_SECONDS)
+        while time.monotonic() < deadline and await self._db(traffic.in_flight, engine.row):
+            await asyncio.sleep(DRAIN_LEAST_SECONDS)
 
     async def bury(self) -> None:
         """Clear away an engine that died."""

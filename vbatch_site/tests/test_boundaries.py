@@ -35,6 +35,7 @@ PURE = [
     "workers/canary.py",
     "workers/failures.py",
     "workers/priority.py",
+    "workers/admission.py",
     "workers/client.py",
     "workers/engine.py",
     "workers/machine.py",

@@ -17,6 +17,7 @@ from vbatch_site.openai.headers import answer_headers, request_id
 from workers import lines
 from workers.failures import Failure
 from workers.live import bodies
+from workers.live.pulse import Pulse
 from workers.live.roster import Roster
 from workers.live.upstream import Answer, Lost, TooSlow, Unreached, Upstream
 from workers.live.views import LiveView
@@ -56,7 +57,7 @@ class Hub:
 
     def __init__(self) -> None:
         self.roster = Roster(ThreadPoolExecutor(DATABASE_THREADS, thread_name_prefix="live"))
-        self.upstream = Upstream(settings.VBATCH_REQUEST_TIMEOUT)
+        self.upstream = Upstream(settings.VBATCH_REQUEST_TIMEOUT, Pulse(self.roster.in_thread))
 
 
 class Exchange:

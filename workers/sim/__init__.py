@@ -27,6 +27,8 @@ Environment
     VBATCH_SIM_STARTUP              seconds in which every route answers 503
     VBATCH_SIM_STARTUP_FAIL         1: print an error as vLLM would and exit with 1
     VBATCH_SIM_CONCURRENCY          requests worked on at once, the others wait; 0: no limit
+    VBATCH_SIM_CONTENTION           part by which each further request that is worked on slows down both the first token
+                                    and the pace of all: 0.1 is much like a GPU, 11 at once take twice the time of one
     VBATCH_SIM_FAILURE_RATE         part (0..1) answered 500, decided by the user text and how often it came before:
                                     the same run fails in the same places, and a retry can succeed
     VBATCH_SIM_WAKE_GARBLES         1: texts are wrong after a /wake_up

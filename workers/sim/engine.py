@@ -121,16 +121,22 @@ class Engine:
     def seconds_to_first_token(self, now: float) -> float:
         """Return how long a request that starts now waits, and book its place in the rate."""
         rate = self._knobs.lines_per_second
+        latency = self._knobs.latency_seconds * self._slowness
         if not rate:
-            return self._knobs.latency_seconds
+            return latency
         start = max(now, self._next_start)
         self._next_start = start + 1 / rate
-        return start - now + self._knobs.latency_seconds
+        return start - now + latency
 
     def seconds_per_token(self) -> float:
         """Return the time that one token of one request takes."""
         speed = self._knobs.tokens_per_second
-        return 1 / speed if speed else 0.0
+        return self._slowness / speed if speed else 0.0
+
+    @property
+    def _slowness(self) -> float:
+        """Return how many times longer each thing takes than for a request that is alone."""
+        return 1 + self._knobs.contention * max(0, self.running - 1)
 
     def fails(self, text: str) -> bool:
         """Decide whether this attempt at this text is one of those that fail."""

@@ -22,6 +22,7 @@ class Knobs:
     startup_seconds: float = 0.0
     startup_fail: bool = False
     concurrency: int = 0
+    contention: float = 0.0
     failure_rate: float = 0.0
     wake_garbles: bool = False
     request_log: str = ""
@@ -52,6 +53,7 @@ class Knobs:
             startup_seconds=number("VBATCH_SIM_STARTUP"),
             startup_fail=bool(number("VBATCH_SIM_STARTUP_FAIL", most=1)),
             concurrency=int(number("VBATCH_SIM_CONCURRENCY", most=1_000_000)),
+            contention=number("VBATCH_SIM_CONTENTION"),
             failure_rate=number("VBATCH_SIM_FAILURE_RATE", most=1),
             wake_garbles=bool(number("VBATCH_SIM_WAKE_GARBLES", most=1)),
             request_log=environment.get("VBATCH_SIM_REQUEST_LOG", ""),

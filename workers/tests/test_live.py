@@ -4,10 +4,11 @@ import http.client
 import json
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
-from openai import BadRequestError, InternalServerError, OpenAI
+from openai import APIError, BadRequestError, InternalServerError, OpenAI
 
 from vbatch_site.tests.contract.forms import assert_refused
 from vbatch_site.tests.servers import EMBEDDING_MODEL, MODEL, Server, chat_line, wait_until
@@ -24,9 +25,9 @@ def _client(server: Server) -> OpenAI:
     return OpenAI(base_url=server.base_url, api_key=server.key, max_retries=0)
 
 
-def _stats(server: Server) -> dict[str, Any]:
-    """Return what the newest running engine says of itself."""
-    url = server.query("SELECT url FROM workers_service WHERE state = 'running' ORDER BY id DESC")[0][0]
+def _stats(server: Server, url: str = "") -> dict[str, Any]:
+    """Return what an engine says of itself, the newest running one without a URL."""
+    url = url or server.query("SELECT url FROM workers_service WHERE state = 'running' ORDER BY id DESC")[0][0]
     connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=10)
     try:
         connection.request("GET", "/sim/stats")
@@ -155,3 +156,78 @@ def test_a_model_that_is_not_running_is_started_and_its_request_answered(client:
     assert len(server.request("POST", "/v1/score", texts)[2]["data"]) == 2
     ranked = {"model": EMBEDDING_MODEL, "query": "a", "documents": ["b", "c"]}
     assert len(server.request("POST", "/v1/rerank", ranked)[2]["results"]) == 2
+
+
+def test_lines_of_a_batch_make_room_while_people_use_the_engine_and_get_it_back(new_home: Path) -> None:
+    knobs = {"VBATCH_SIM_TOKENS_PER_SECOND": "40", "VBATCH_SIM_LATENCY_MS": "20", "VBATCH_SIM_CONTENTION": "0.1"}
+    with Server(new_home, **knobs) as server:
+        client = _client(server)
+        batch_id = server.create(chat_line(f"l{i}", f"{i}", max_tokens=40, ignore_eos=True) for i in range(3000))
+        wait_until(lambda: server.query("SELECT 1 FROM workers_service WHERE state = 'running'"))
+        wait_until(lambda: _stats(server)["running"] > 100)
+
+        def chat() -> int:
+            list(client.chat.completions.create(**_chat(max_tokens=2), stream=True))
+            return int(_stats(server)["running"])
+
+        wait_until(lambda: chat() <= 10, 60, step=0.3)
+        assert server.batch(batch_id)["status"] == "in_progress"
+        wait_until(lambda: _stats(server)["running"] > 100, 60, step=0.5)
+        server.request("POST", f"/v1/batches/{batch_id}/cancel")
+
+
+def test_requests_go_round_all_engines_and_past_one_that_dies(new_home: Path) -> None:
+    with Server(new_home, VBATCH_GPU_WORKERS="2", VBATCH_SIM_TOKENS_PER_SECOND="20") as server:
+        urls: list[str] = []
+
+        def start_second() -> bool:
+            # Two slots share a long batch, so both load its model.
+            urls[:] = [url for (url,) in server.query("SELECT url FROM workers_service WHERE state = 'running'")]
+            return len(urls) == 2
+
+        batch_id = server.create(chat_line(f"l{i}", f"{i}", max_tokens=40, ignore_eos=True) for i in range(3000))
+        wait_until(start_second, 60)
+        client = _client(server)
+        before = [_stats(server, url)["priorities"].get("-1", 0) for url in urls]
+        for _ in range(6):
+            assert client.chat.completions.create(**_chat()).choices
+        after = [_stats(server, url)["priorities"].get("-1", 0) for url in urls]
+        assert [b - a for a, b in zip(before, after, strict=True)] == [3, 3]
+
+        server.engine().kill()
+        for _ in range(6):
+            # None fails: what the dead engine can't take, the other one does.
+            assert list(client.chat.completions.create(**_chat(), stream=True))
+        server.request("POST", f"/v1/batches/{batch_id}/cancel")
+
+
+def test_a_stream_that_its_engine_breaks_off_ends_with_an_error_that_the_sdk_raises(new_home: Path) -> None:
+    with Server(new_home, VBATCH_SIM_TOKENS_PER_SECOND="20") as server:
+        server.wait(server.create(chat_line("warm")))
+        stream = _client(server).chat.completions.create(
+            **_chat(max_tokens=500), extra_body={"ignore_eos": True}, stream=True
+        )
+        next(stream)
+        server.engine().kill()
+        with pytest.raises(APIError, match="engine died"):
+            list(stream)
+
+
+def test_a_model_that_does_not_come_is_a_503_that_says_when_to_ask_again(new_home: Path) -> None:
+    with Server(new_home, VBATCH_LIVE_WAIT_SECONDS="1", VBATCH_SIM_STARTUP="30") as server:
+        began = time.monotonic()
+        answer = server.request("POST", CHAT, _chat())
+        assert 1 <= time.monotonic() - began < 10
+        assert_refused(answer, 503, code="model_not_ready")
+        assert 1 <= int(answer[1]["retry-after"]) <= 60
+        # The engine goes on starting for whoever asks again.
+        assert server.query("SELECT state FROM workers_service") == [("starting",)]
+
+
+def test_a_model_that_can_not_be_loaded_is_a_503_at_once(new_home: Path) -> None:
+    with Server(new_home, VBATCH_SIM_STARTUP_FAIL="1") as server:
+        answer = server.request("POST", CHAT, _chat())
+        assert_refused(answer, 503, code="model_load_failed")
+        began = time.monotonic()
+        assert_refused(server.request("POST", CHAT, _chat()), 503, code="model_load_failed")
+        assert time.monotonic() - began < 2
