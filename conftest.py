@@ -13,6 +13,7 @@ def sim_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A running server with the simulated engine, shared by tests that leave it as they found it."""
     with Server(tmp_path_factory.mktemp("sim")) as server:
         yield server
+    server.kill_services()
 
 
 @pytest.fixture

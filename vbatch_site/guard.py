@@ -19,6 +19,10 @@ from pathlib import Path
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 
+# A process that has this variable with another value than the guard is left alone, with all below it: a service that
+# was started by a cluster and shall outlive it.
+OUTLIVES = "VBATCH_OUTLIVES"
+
 
 def command(grace_seconds: float, program: list[str]) -> list[str]:
     """Return the command that runs a program under guard; start it with a pipe as its standard input."""
@@ -31,7 +35,7 @@ def start(grace_seconds: float, program: list[str], **options: object) -> "subpr
 
 
 def _descendants(root: int) -> list[int]:
-    """Return the process ids below one, from /proc."""
+    """Return the process ids below one, from /proc, without those that shall outlive it."""
     children: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
@@ -43,11 +47,24 @@ def _descendants(root: int) -> list[int]:
             continue
         children.setdefault(parent, []).append(int(entry.name))
     found, todo = [], [root]
+    own = os.environ.get(OUTLIVES)
     while todo:
-        below = children.get(todo.pop(), [])
+        below = [pid for pid in children.get(todo.pop(), []) if _outlives(pid) in (None, own)]
         found += below
         todo += below
     return found
+
+
+def _outlives(pid: int) -> str | None:
+    """Return what a process was started with in OUTLIVES, None without it."""
+    start = f"{OUTLIVES}=".encode()
+    try:
+        for pair in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+            if pair.startswith(start):
+                return pair[len(start) :].decode(errors="replace")
+    except OSError:
+        return None
+    return None
 
 
 def _reap() -> None:

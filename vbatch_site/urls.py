@@ -18,6 +18,7 @@ urlpatterns: list[URLPattern | URLResolver] = [
     path("v1/", include("files.urls")),
     path("v1/", include("batches.urls")),
     path("v1/", include("workers.urls")),
+    path("api/v1/", include("workers.services_api.urls")),
     path("api/schema/", SchemaView.as_view(), name="schema"),
     path("docs/", SpectacularSwaggerView.as_view(), name="docs"),
     path("docs", RedirectView.as_view(pattern_name="docs")),

@@ -21,6 +21,14 @@ def visible() -> list[str]:
     return [str(index) for index in range(machine.gpu_count())]
 
 
+def spare() -> list[str]:
+    """Return the GPUs of this host that its gpu workers never use, which are for services that people start."""
+    own = visible()
+    if not all(name.isdigit() for name in own):
+        return []  # named by serial number: which index each is can't be told without CUDA
+    return [name for name in map(str, range(machine.gpu_count())) if name not in own]
+
+
 def part(devices: Sequence[str], slots: int, index: int) -> list[str]:
     """Return the devices of one of several slots: as even as they divide, neighbours together."""
     first, last = len(devices) * index // slots, len(devices) * (index + 1) // slots

@@ -62,6 +62,18 @@ def check_source(source: str) -> None:
         raise EngineError(f"The folder {source} is not a model: it has no config.json.", is_retriable=False)
 
 
+def command(spec: EngineSpec, python: str) -> list[str]:
+    """Return what starts an engine, without the address to listen on."""
+    module = "vllm.entrypoints.openai.api_server" if spec.kind == "vllm" else "workers.sim"
+    program = [python, "-m", module, "--model", spec.source, "--served-model-name", spec.name]
+    # Live requests go before lines of batches (workers/priority.py).
+    program += ["--disable-uvicorn-access-log", "--scheduling-policy", "priority"]
+    if spec.kind == "vllm":
+        # Cached tokens in the answers' usage show what the order of the plan is worth.
+        program.append("--enable-prompt-tokens-details")
+    return [*program, *spec.arguments]
+
+
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -95,15 +107,8 @@ class EngineProcess:
         """Start the process; raise EngineError when there is nothing to start."""
         if self.spec.kind == "vllm":
             check_source(self.spec.source)
-        module = "vllm.entrypoints.openai.api_server" if self.spec.kind == "vllm" else "workers.sim"
-        program = [sys.executable, "-m", module, "--model", self.spec.source, "--served-model-name", self.spec.name]
-        program += ["--host", "127.0.0.1", "--port", str(self.port), "--disable-uvicorn-access-log"]
-        # Live requests go before lines of batches (workers/priority.py).
-        program += ["--scheduling-policy", "priority"]
-        if self.spec.kind == "vllm":
-            # Cached tokens in the answers' usage show what the order of the plan is worth.
-            program.append("--enable-prompt-tokens-details")
-        program += self.spec.arguments
+        program = command(self.spec, sys.executable)
+        program += ["--host", "127.0.0.1", "--port", str(self.port)]
         # The key travels in the environment: arguments are readable by every user of the machine.
         environment = {**os.environ, **self.spec.environment, "VLLM_API_KEY": self.api_key}
         if "--enable-sleep-mode" in self.spec.arguments:

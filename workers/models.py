@@ -5,10 +5,12 @@ from typing import Any
 
 from django.core.exceptions import ValidationError
 from django.db import models
+from django.db.models import Q
 from django.utils import timezone
 
 from batches.models import Provenance
 from batches.validation import RUNNABLE
+from vbatch_site.models import Project
 
 CHAT_ENDPOINTS = ["/v1/chat/completions", "/v1/completions", "/v1/responses"]
 EMBEDDING_ENDPOINTS = ["/v1/embeddings", "/v1/score", "/v1/rerank"]
@@ -84,8 +86,19 @@ class ServiceState(models.TextChoices):
 ENDED_SERVICES = [ServiceState.COMPLETED, ServiceState.FAILED, ServiceState.CANCELLED]
 
 
+class Launcher(models.TextChoices):
+    """Who starts and stops an engine's process."""
+
+    WORKER = "", "a gpu worker, for itself"
+    LOCAL = "local", "this host"
+    SLURM = "slurm", "SLURM"
+
+
 class Service(models.Model):
-    """One vLLM server, from its start to its end."""
+    """One vLLM server, from its start to its end: a gpu worker's own, or one that a launcher started from a recipe.
+
+    A launched one belongs to the project that asked for it, or to none when it was started for waiting batches.
+    """
 
     model = models.ForeignKey(ServedModel, on_delete=models.CASCADE, related_name="services")
     worker = models.ForeignKey(Worker, on_delete=models.CASCADE, related_name="services", null=True, blank=True)
@@ -100,11 +113,42 @@ class Service(models.Model):
         Provenance, on_delete=models.PROTECT, related_name="services", null=True, blank=True, editable=False
     )
 
+    launcher = models.CharField(max_length=8, choices=Launcher.choices, blank=True, default=Launcher.WORKER)
+    project = models.ForeignKey(Project, on_delete=models.CASCADE, related_name="services", null=True, blank=True)
+    job_id = models.CharField(max_length=64, blank=True, help_text="Its id in the API; under SLURM, the job's.")
+    name = models.CharField(max_length=100, blank=True, help_text="Of the job; no two services share one.")
+    recipe = models.CharField(max_length=200, blank=True)
+    config = models.JSONField(default=dict, blank=True)
+    group_id = models.CharField(max_length=64, blank=True)
+    replica_index = models.PositiveIntegerField(null=True, blank=True)
+    host = models.CharField(max_length=255, blank=True, help_text="The node or host that it runs on.")
+    process_started = models.PositiveBigIntegerField(
+        null=True, blank=True, help_text="When the process began, in ticks since the host did: ids are used again."
+    )
+    ends_at = models.DateTimeField(null=True, blank=True, help_text="When its time limit ends it.")
+    used_at = models.DateTimeField(default=timezone.now, help_text="When work for it was last seen.")
+    gpu_count = models.PositiveIntegerField(default=0, editable=False, help_text="GPUs that it asked for.")
+    gpus = models.JSONField(default=list, blank=True, editable=False, help_text="Those of this host that it got.")
+    misses = models.PositiveIntegerField(default=0, editable=False, help_text="Looks in a row that it did not answer.")
+    fed_by = models.ForeignKey(
+        Worker, on_delete=models.SET_NULL, related_name="feeds", null=True, blank=True, help_text="Sends batches to it."
+    )
+
     class Meta:
         ordering = ["-created_at"]
+        indexes = [
+            models.Index(fields=["project", "-created_at"], condition=~Q(launcher=""), name="service_of_project"),
+            models.Index(fields=["launcher", "state"], condition=~Q(launcher=""), name="service_launched"),
+            models.Index(fields=["job_id"], condition=~Q(job_id=""), name="service_job"),
+        ]
 
     def __str__(self) -> str:
         return f"{self.model_id} {self.state}"
+
+    @property
+    def is_ended(self) -> bool:
+        """Whether it will not run again."""
+        return self.state in ENDED_SERVICES
 
 
 class LiveDemand(models.Model):

@@ -29,7 +29,11 @@ def start_runner(**_: Any) -> None:
         return
     # Imported here: the parent of the workers must not start threads or an event loop before it forks.
     from workers.thread import RunnerThread
+    from workers.watcher import WatcherThread
 
+    watcher = WatcherThread()
+    Finalize(None, watcher.stop, exitpriority=99)
+    watcher.start()
     _runner = RunnerThread(f"{socket.gethostname()}-{os.getpid()}-{os.urandom(3).hex()}")
     # A forked worker leaves through os._exit, which runs these and no atexit handlers.
     Finalize(None, _runner.stop, exitpriority=100)

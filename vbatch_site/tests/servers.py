@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 from uuid import uuid4
@@ -169,6 +170,24 @@ class Server:
         for process in processes:
             process.kill()
         psutil.wait_procs(processes, 10)
+
+    def service_processes(self) -> list[psutil.Process]:
+        """Return the processes of all services that were started on this home, wherever they hang."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                command = " ".join(process.cmdline())
+                if "launchers/job.py" in command and str(self.home) in command:
+                    found += [process, *process.children(recursive=True)]
+            except psutil.Error:
+                continue
+        return found
+
+    def kill_services(self) -> None:
+        """Kill -9 what outlives the server."""
+        for process in self.service_processes():
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
 
     def gpu_worker(self) -> psutil.Process:
         """Return the process that owns the engine."""

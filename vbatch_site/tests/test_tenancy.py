@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any, NamedTuple
+from uuid import uuid4
 
 import pytest
 from django.test import Client
@@ -22,6 +23,8 @@ from files.models import File
 from files.parts import begin
 from files.uploads import announce
 from vbatch_site.models import ApiKey, Project
+from vbatch_site.tests.servers import MODEL
+from workers.models import ServedModel, Service
 
 pytestmark = pytest.mark.django_db
 
@@ -42,7 +45,7 @@ PUBLIC = {
     "/admin/jsi18n/": "words of the admin's scripts",
 }
 # Path parameters that name what all projects share.
-SHARED = {"/v1/models/{name}": "the catalogue"}
+SHARED = {"/v1/models/{name}": "the catalogue", "/api/v1/recipes/{category}/{name}": "what can be started"}
 
 
 class Route(NamedTuple):
@@ -111,11 +114,21 @@ def _delivery(project: Project) -> str:
     return delivery.pk
 
 
+def _service(project: Project) -> str:
+    job_id = f"local-{uuid4().hex}"
+    model = ServedModel.objects.get(name=MODEL)
+    ended = {"state": "completed", "launcher": "local", "group_id": f"sg-{job_id}", "replica_index": 0}
+    Service.objects.create(project=project, model=model, job_id=job_id, **ended)
+    return job_id
+
+
 # How an object is made that a path parameter of this name stands for. A new kind of object needs a line here.
 RECIPES: dict[str, Callable[[Project], str]] = {
     "file_id": _file,
     "upload_id": _upload,
     "batch_id": _batch,
+    "service_id": _service,
+    "group_id": lambda project: f"sg-{_service(project)}",
     "webhook_endpoint_id": _endpoint,
     "webhook_delivery_id": _delivery,
 }

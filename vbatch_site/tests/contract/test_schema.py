@@ -77,7 +77,22 @@ def known(sim_server: Server, fuzz_key: str) -> dict[str, str]:
         "name": MODEL,
         "webhook_endpoint_id": endpoint["id"],
         "webhook_delivery_id": delivery["id"],
+        "category": "inference",
+        **_group(sim_server, fuzz_key),
     }
+
+
+def _group(server: Server, key: str) -> dict[str, str]:
+    """Return the ids of a group and of a replica: the same ones each time, because each is a process."""
+
+    def groups() -> list[dict[str, Any]]:
+        return list(server.request("GET", "/api/v1/service-groups", key=key)[2])
+
+    if not groups():
+        config = {"replicas": 1, "environment": {"VLLM_MODEL": MODEL}, "resources": {"gpu": None}}
+        wanted = {"recipe_name": "inference/vllm-replicas", "config": config}
+        server.request("POST", "/api/v1/services", wanted, key=key)
+    return {"service_id": groups()[0]["replicas"][0]["id"], "group_id": groups()[0]["id"]}
 
 
 def _check(server: Server, key: str, strategy: Any) -> None:
@@ -120,7 +135,7 @@ def _routes(patterns: list[URLPattern | URLResolver], prefix: str = "") -> Itera
 
 
 def test_every_route_of_the_api_is_described() -> None:
-    routes = {route for route in _routes(get_resolver().url_patterns) if route.startswith("/v1/")}
+    routes = {route for route in _routes(get_resolver().url_patterns) if route.startswith(("/v1/", "/api/v1/"))}
     assert routes == set(DOCUMENT["paths"])
 
 

@@ -1,0 +1,193 @@
+"""Launched services: made from a recipe, watched, cancelled. Every write about them is here.
+
+Their rows move as what the launcher sees of their jobs, combined with whether `/v1/models` answers.
+"""
+
+import logging
+import secrets
+from collections.abc import Iterable
+from pathlib import Path
+
+from django.conf import settings
+from django.db.models import QuerySet
+from django.utils import timezone
+
+from vbatch_site.models import Project
+from workers import orders
+from workers.keys import engine_key
+from workers.launchers import Known, Launcher, LaunchError, Phase, Sight, tail
+from workers.launchers.local import LocalLauncher
+from workers.launchers.slurm import SlurmLauncher
+from workers.models import CHAT_ENDPOINTS, ENDED_SERVICES, ServedModel, Service, ServiceState
+from workers.models import Launcher as Launchers
+from workers.recipes import Recipe, Settings
+
+logger = logging.getLogger(__name__)
+
+MISSES = 3  # looks in a row without an answer, after which a running service counts as starting again
+LOG_LINES = 200
+
+_LAUNCHERS: dict[str, Launcher] = {Launchers.LOCAL: LocalLauncher(), Launchers.SLURM: SlurmLauncher()}
+
+
+def launched() -> "QuerySet[Service]":
+    """Return the services that launchers started."""
+    return Service.objects.exclude(launcher=Launchers.WORKER)
+
+
+def folder_of(service: Service) -> Path:
+    """Return where a service's order, log and place are."""
+    return Path(settings.VBATCH_HOME / "services" / service.name)
+
+
+def known(service: Service) -> Known:
+    """Return what a launcher is told of a service."""
+    return Known(
+        job_id=service.job_id,
+        folder=folder_of(service),
+        host=service.host,
+        pid=service.pid,
+        process_started=service.process_started,
+        ends_at=service.ends_at,
+        gpus=tuple(service.gpus),
+    )
+
+
+def _model(name: str) -> ServedModel:
+    """Return a model's catalogue entry; one that nobody else can ask for is made where there is none."""
+    # Whoever may start services may start any model; that others may ask for it too is for the operator to say.
+    return ServedModel.objects.get_or_create(
+        name=name, defaults={"source": name, "endpoints": CHAT_ENDPOINTS, "enabled": False}
+    )[0]
+
+
+def create(project: Project | None, recipe: Recipe, config: Settings) -> list[Service]:
+    """Start what a recipe makes of a request: one service, or the replicas of a group.
+
+    Raises RecipeError or LaunchError; nothing is left of a group that could be started only in part.
+    """
+    plans = orders.plan(recipe, config, settings.VBATCH_LAUNCHER)
+    model = _model(config.text("VLLM_MODEL"))
+    made: list[Service] = []
+    try:
+        for index, plan in enumerate(plans):
+            made.append(_submit(project, recipe, config, model, plan, index if plan.is_replica else None))
+    except LaunchError:
+        for service in made:
+            cancel(service)
+        raise
+    if made[0].replica_index is not None:
+        group = f"sg-{made[0].job_id}"
+        Service.objects.filter(pk__in=[service.pk for service in made]).update(group_id=group)
+        for service in made:
+            service.group_id = group
+    return made
+
+
+def _submit(
+    project: Project | None, recipe: Recipe, config: Settings, model: ServedModel, plan: orders.Plan, index: int | None
+) -> Service:
+    service = Service(
+        model=model,
+        project=project,
+        launcher=settings.VBATCH_LAUNCHER,
+        recipe=recipe.path,
+        config=config.as_config(),
+        gpu_count=plan.gpu,
+        state=ServiceState.PENDING,
+        name=f"{recipe.name}-{secrets.token_hex(8)}",
+        replica_index=index,
+    )
+    service.save()
+    folder = folder_of(service)
+    order = orders.order(plan, service.name, model, recipe, config, service.launcher)
+    try:
+        order.write(folder, engine_key(service.pk))
+        service.job_id = _LAUNCHERS[service.launcher].submit(order, folder)
+    except LaunchError:
+        service.delete()
+        raise
+    Service.objects.filter(pk=service.pk).update(job_id=service.job_id)
+    logger.info("service submitted", extra={"action": "service_submit", "service": service.job_id, "model": model.name})
+    return service
+
+
+def cancel(service: Service, state: ServiceState = ServiceState.CANCELLED, why: str = "") -> None:
+    """End a service; one that has ended already stays as it is. Raises LaunchError when it can't be reached."""
+    if service.is_ended:
+        return
+    _LAUNCHERS[service.launcher].stop(known(service))
+    _end(service, state, why)
+
+
+def _end(service: Service, state: ServiceState, why: str) -> None:
+    changed = Service.objects.filter(pk=service.pk).exclude(state__in=ENDED_SERVICES)
+    if changed.update(state=state, ended_at=timezone.now(), error=why, fed_by=None):
+        extra = {"action": "service_end", "service": service.job_id, "state": str(state), "why": why}
+        logger.info("service ended", extra=extra)
+    service.refresh_from_db()
+
+
+def logs(service: Service) -> str:
+    """Return the last lines of a service's log."""
+    return tail(folder_of(service), LOG_LINES)
+
+
+def touch(service_ids: Iterable[int]) -> None:
+    """Note that there is work for services, so that they are not stopped as idle."""
+    Service.objects.filter(pk__in=list(service_ids)).update(used_at=timezone.now())
+
+
+_PHASES = {
+    Phase.WAITING: ServiceState.PENDING,
+    Phase.BUILDING: ServiceState.BUILDING,
+    Phase.COMPLETED: ServiceState.COMPLETED,
+    Phase.FAILED: ServiceState.FAILED,
+    Phase.CANCELLED: ServiceState.CANCELLED,
+}
+
+
+def note(service: Service, sight: Sight, answers: bool) -> None:
+    """Write what was seen of a service."""
+    if sight.phase.is_end:
+        _note_process(service, sight)
+        _end(service, _PHASES[sight.phase], sight.why)
+        if sight.phase is Phase.FAILED and service.ready_at is None:
+            ServedModel.objects.filter(pk=service.model_id).update(load_error=sight.why, load_failed_at=timezone.now())
+        return
+    found = {
+        "state": _PHASES.get(sight.phase, ServiceState.STARTING),
+        "error": sight.why,
+        "misses": 0,
+        "host": sight.host or service.host,
+        "url": sight.url or service.url,
+        "ends_at": sight.ends_at or service.ends_at,
+        "pid": sight.pid or service.pid,
+        "process_started": sight.process_started or service.process_started,
+        "ready_at": service.ready_at,
+    }
+    if sight.phase is Phase.UP:
+        if answers:
+            found |= {"state": ServiceState.RUNNING, "ready_at": service.ready_at or timezone.now()}
+        elif service.state == ServiceState.RUNNING:
+            lost = service.misses + 1 >= MISSES
+            found |= {"misses": service.misses + 1} | (
+                {"error": "It does not answer."} if lost else {"state": ServiceState.RUNNING}
+            )
+        elif service.ready_at is not None:
+            found["error"] = "It does not answer."
+    if any(getattr(service, name) != value for name, value in found.items()):
+        Service.objects.filter(pk=service.pk).exclude(state__in=ENDED_SERVICES).update(**found)
+    if service.ready_at is None and found["ready_at"] is not None:
+        _note_ready(service)
+
+
+def _note_ready(service: Service) -> None:
+    seconds = (timezone.now() - service.created_at).total_seconds()
+    logger.info("service ready", extra={"action": "service_ready", "service": service.job_id, "seconds": seconds})
+    ServedModel.objects.filter(pk=service.model_id).update(load_error="", load_failed_at=None)
+
+
+def _note_process(service: Service, sight: Sight) -> None:
+    if service.launcher == Launchers.LOCAL:
+        Service.objects.filter(pk=service.pk).update(pid=None, process_started=None)

@@ -1,0 +1,174 @@
+"""Look after launched services: start what waits on this host, note what became of the others, stop what shall end.
+
+A thread in each gpu worker process; one of them does it for SLURM, and one of each host for that host's own.
+"""
+
+import asyncio
+import logging
+import socket
+import threading
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+
+import aiohttp
+from django.conf import settings
+from django.db import DatabaseError, connections
+from django.db.models import Q, QuerySet
+from django.utils import timezone
+
+from batches.locks import batch_lock
+from workers import devices, machine, services
+from workers.keys import engine_key
+from workers.launchers import Sight
+from workers.launchers.local import LocalLauncher
+from workers.launchers.slurm import SlurmLauncher
+from workers.models import ENDED_SERVICES, Launcher, Service, ServiceState
+
+logger = logging.getLogger(__name__)
+
+STEP_SECONDS = 1.0  # between two looks
+ANSWER_SECONDS = 5.0  # that a probe waits
+SUBMIT_TIME = timedelta(minutes=2)  # a row without a job's id is left of a crash after this
+STOP_TIME = timedelta(seconds=15)  # from the polite end of a local service to the kill
+
+_local = LocalLauncher()
+_slurm = SlurmLauncher()
+
+
+class WatcherThread:
+    """Calls `step` again and again until it is stopped."""
+
+    def __init__(self) -> None:
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._main, name="watcher", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop; services go on."""
+        self._stop.set()
+        self._thread.join(ANSWER_SECONDS)
+
+    def _main(self) -> None:
+        while not self._stop.wait(STEP_SECONDS):
+            try:
+                step()
+            except (DatabaseError, OSError):
+                logger.exception("services could not be watched", extra={"action": "watch_failed"})
+                connections.close_all()
+        connections.close_all()
+
+
+def step() -> None:
+    """Do everything once."""
+    host = socket.gethostname()
+    _once(f"services on {host}", lambda: _watch_local(host))
+    if settings.VBATCH_LAUNCHER == Launcher.SLURM or _live(Launcher.SLURM).exists():
+        _once("services on slurm", _watch_slurm)
+    # A process that died between a row and its job left it so.
+    stale = services.launched().filter(
+        job_id="", state=ServiceState.PENDING, created_at__lt=timezone.now() - SUBMIT_TIME
+    )
+    stale.update(state=ServiceState.FAILED, ended_at=timezone.now(), error="It was never handed in.")
+
+
+def _once(name: str, work: Callable[[], None]) -> None:
+    with batch_lock(name) as mine:
+        if mine:
+            work()
+
+
+def _live(launcher: Launcher) -> "QuerySet[Service]":
+    return Service.objects.filter(launcher=launcher).exclude(state__in=ENDED_SERVICES).exclude(job_id="")
+
+
+def _watch_slurm() -> None:
+    rows = list(_live(Launcher.SLURM).order_by("created_at"))
+    _note(rows, _slurm.look([services.known(row) for row in rows]))
+
+
+def _watch_local(host: str) -> None:
+    own = Service.objects.filter(launcher=Launcher.LOCAL)
+    for row in own.filter(state__in=ENDED_SERVICES, host=host, pid__isnull=False):
+        _finish(row)
+    rows = list(_live(Launcher.LOCAL).filter(host=host).order_by("created_at"))
+    _note(rows, _local.look([services.known(row) for row in rows]))
+    for row in _live(Launcher.LOCAL).filter(host="", state=ServiceState.PENDING).order_by("created_at"):
+        _start(row, host)
+
+
+def _finish(row: Service) -> None:
+    """See to it that the process of a cancelled service ends."""
+    job = services.known(row)
+    if _local.look([job])[job.job_id].phase.is_end:
+        Service.objects.filter(pk=row.pk).update(pid=None, process_started=None)
+    elif row.ended_at is not None and timezone.now() - row.ended_at > STOP_TIME:
+        _local.kill(job)
+    else:
+        _local.stop(job)
+
+
+def _start(row: Service, host: str) -> None:
+    """Start a waiting service if the GPUs that it asked for are free."""
+    gpus = _free_gpus(row, host)
+    if gpus is None:
+        why = "It waits for GPUs of this host that other services use."
+        if row.error != why:
+            Service.objects.filter(pk=row.pk, state=ServiceState.PENDING).update(error=why)
+        return
+    minutes = row.config.get("resources", {}).get("time_limit")
+    ends_at = timezone.now() + timedelta(minutes=minutes) if minutes else None
+    waiting = Service.objects.filter(pk=row.pk, state=ServiceState.PENDING, host="")
+    if not waiting.update(state=ServiceState.BUILDING, host=host, gpus=gpus, ends_at=ends_at, error=""):
+        return  # cancelled a moment ago
+    row.refresh_from_db()
+    try:
+        sight = _local.start(services.known(row))
+    except OSError as error:
+        services.cancel(row, ServiceState.FAILED, f"Its process could not be started: {error}")
+        return
+    Service.objects.filter(pk=row.pk).update(pid=sight.pid, process_started=sight.process_started)
+
+
+def _free_gpus(row: Service, host: str) -> list[str] | None:
+    """Return the GPUs for a service, none where it wants none, None when they are taken."""
+    if not row.gpu_count or not machine.gpu_count():
+        return []
+    in_use: set[str] = set()
+    holders = Service.objects.filter(Q(pid__isnull=False) | ~Q(state__in=ENDED_SERVICES), host=host)
+    for gpus in holders.filter(launcher=Launcher.LOCAL).values_list("gpus", flat=True):
+        in_use |= set(gpus)
+    named = row.config.get("environment", {}).get("CUDA_VISIBLE_DEVICES")
+    wanted = named.split(",") if named else devices.spare()
+    free = [device for device in wanted if device not in in_use]
+    if named:
+        return free if len(free) == len(wanted) else None
+    return free[: row.gpu_count] if len(free) >= row.gpu_count else None
+
+
+def _note(rows: Sequence[Service], sights: dict[str, Sight]) -> None:
+    seen = [(row, sights[row.job_id]) for row in rows if row.job_id in sights]
+    answers = asyncio.run(_probe([(sight.url, engine_key(row.pk)) for row, sight in seen]))
+    for (row, sight), answer in zip(seen, answers, strict=True):
+        services.note(row, sight, answer)
+
+
+async def _probe(engines: Sequence[tuple[str, str]]) -> list[bool]:
+    """Return which engines answer `/v1/models`."""
+    if not any(url for url, _ in engines):
+        return [False] * len(engines)
+    timeout = aiohttp.ClientTimeout(total=ANSWER_SECONDS)
+    async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as session:
+        return await asyncio.gather(*(_answers(session, url, key) for url, key in engines))
+
+
+async def _answers(session: aiohttp.ClientSession, url: str, key: str) -> bool:
+    if not url:
+        return False
+    try:
+        async with session.get(f"{url}/v1/models", headers={"Authorization": f"Bearer {key}"}) as response:
+            return response.status == 200
+    except (aiohttp.ClientError, OSError, TimeoutError):
+        return False
