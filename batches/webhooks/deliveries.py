@@ -39,7 +39,7 @@ DISABLE_FAILURES = 10
 
 SHOWN_WARNINGS = 20
 
-_LEASE_MARGIN = timedelta(seconds=30)  # beyond an attempt's time-out, before its worker is taken for dead
+_LEASE_MARGIN = timedelta(seconds=10)  # beyond an attempt's time-out, before its worker is taken for dead
 _PURGE_CHUNK = 5000  # rows deleted at a time
 
 

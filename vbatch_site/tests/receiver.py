@@ -1,5 +1,6 @@
 """Webhook receivers for tests: they take requests on a socket of their own and answer as they are told."""
 
+import json
 import socket
 import ssl
 import threading
@@ -62,6 +63,8 @@ class Receiver:
 
     def __exit__(self, *exc: object) -> None:
         self._closing.set()
+        # Closing alone leaves the port open while a thread waits in accept().
+        self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
 
     def _accept(self) -> None:
@@ -117,6 +120,4 @@ class Receiver:
 
     def json(self, index: int = 0) -> Any:
         """Return a request's body, parsed."""
-        import json
-
         return json.loads(self.received[index].body)
