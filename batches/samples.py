@@ -3,11 +3,14 @@
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
+from typing import Any
 
 from django.db.backends.utils import CursorWrapper
+from django.db.models import Sum
 
+from batches import models
 from batches.outcome import Outcome
-from batches.progress import SAMPLE_SECONDS
+from batches.progress import SAMPLE_SECONDS, Sample
 
 _ADD = """
     INSERT INTO batches_sample
@@ -43,3 +46,30 @@ def add(cursor: CursorWrapper, now: datetime, committed: Iterable[tuple[str, Seq
     at = stretch(now)
     for (batch_id, model), values in sorted(sums.items()):
         cursor.execute(_ADD, [batch_id, model, at, *values])
+
+
+def of_batches(batch_ids: Iterable[str], since: datetime) -> dict[str, list[Sample]]:
+    """Return batches' samples from a moment on, oldest first, all models of a batch together."""
+    found: dict[str, list[Sample]] = defaultdict(list)
+    rows = models.Sample.objects.filter(batch_id__in=list(batch_ids), at__gte=since)
+    for row in rows.order_by("at").values_list("batch_id", *_COLUMNS):
+        found[row[0]].append(_sample(row[1:]))
+    return found
+
+
+def of_models(names: Iterable[str], since: datetime) -> dict[str, list[Sample]]:
+    """Return what models did from a moment on, all batches together."""
+    found: dict[str, list[Sample]] = defaultdict(list)
+    sums = [Sum(name) for name in _COLUMNS[1:]]
+    rows = models.Sample.objects.filter(model__in=list(names), at__gte=since).order_by("at")
+    for row in rows.values("model", "at").annotate(*sums).values_list("model", "at", *(s.default_alias for s in sums)):
+        found[row[0]].append(_sample(row[1:]))
+    return found
+
+
+_COLUMNS = ("at", "lines", "milliseconds", "input_tokens", "cached_tokens", "output_tokens")
+
+
+def _sample(row: Sequence[Any]) -> Sample:
+    at, lines, milliseconds, read, cached, decoded = row
+    return Sample(at.timestamp(), lines, milliseconds, max(read - cached, 0), decoded)

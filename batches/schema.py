@@ -8,7 +8,7 @@ from msgspec import Meta
 
 from batches.creation import MAX_METADATA_KEY, MAX_METADATA_PAIRS, MAX_METADATA_VALUE
 from batches.models import HIGHEST_PRIORITY, LOWEST_PRIORITY
-from batches.serializers import BatchDict, BatchListDict
+from batches.serializers import BatchDict, BatchListDict, QueueDict
 from batches.validation import ENDPOINTS
 from batches.webhooks.endpoints import MAX_SECRET
 from batches.webhooks.models import MAX_URL
@@ -19,6 +19,7 @@ DEFAULT_PAGE = 20
 LARGEST_PAGE = 100
 DEFAULT_RESULTS = 1000
 MOST_RESULTS = 10_000
+MOST_QUEUED = 1000
 
 _KEY = Annotated[str, Meta(max_length=MAX_METADATA_KEY, pattern="^[^\\x00]*$")]
 _VALUE = Annotated[str, Meta(max_length=MAX_METADATA_VALUE, pattern="^[^\\x00]*$")]
@@ -131,4 +132,7 @@ results = extend_schema_view(
         answer={(200, "application/x-ndjson"): _TEXT, (200, "text/event-stream"): _TEXT},
         refuses=[400],
     )
+)
+queue = extend_schema_view(
+    get=operation("showQueue", tag=BATCHES, summary="Show what runs and waits", answer=QueueDict)
 )

@@ -11,5 +11,6 @@ urlpatterns = [
     path("batches/<str:batch_id>/pause", views.PauseView.as_view()),
     path("batches/<str:batch_id>/resume", views.ResumeView.as_view()),
     path("batches/<str:batch_id>/results", views.ResultsView.as_view()),
+    path("queue", views.QueueView.as_view()),
     path("", include("batches.webhooks.urls")),
 ]

@@ -7,12 +7,13 @@ from contextlib import contextmanager
 from django.db import close_old_connections
 from django.http import StreamingHttpResponse
 from django.http.response import HttpResponseBase
+from django.utils import timezone
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from batches import creation, results, schema, steering, streams
+from batches import creation, results, schema, standing, steering, streams
 from batches.models import Batch, StaleTransition
-from batches.serializers import batch_dict
+from batches.serializers import batch_dicts, queue_dict
 from batches.states import BatchStatus
 from vbatch_site.models import Project
 from vbatch_site.openai import idempotency, owned
@@ -30,6 +31,10 @@ def find_batch(project: Project, batch_id: str) -> Batch:
         raise wrong_id("batch_id", batch_id[:200], "batch")
     refusal = ApiError(f"No batch found with id '{batch_id[:200]}'.", http_status=404)
     return owned.find(Batch.objects.all(), project, batch_id, refusal)
+
+
+def _shown(batch: Batch) -> Response:
+    return Response(batch_dicts([batch])[0])
 
 
 def _who(request: ApiRequest) -> str:
@@ -59,7 +64,7 @@ class BatchesView(APIView):
     def post(self, request: ApiRequest) -> Response:
         """Start a batch."""
         key = idempotency.claim(request, request.data)
-        return Response(batch_dict(creation.create(request.user, request.data, key)))
+        return _shown(creation.create(request.user, request.data, key))
 
     def get(self, request: ApiRequest) -> Response:
         """List batches, newest first."""
@@ -71,7 +76,7 @@ class BatchesView(APIView):
                 request.query_params,
                 default=schema.DEFAULT_PAGE,
                 maximum=schema.LARGEST_PAGE,
-                serialize=batch_dict,
+                serialize=batch_dicts,
             )
         )
 
@@ -82,7 +87,7 @@ class BatchView(APIView):
 
     def get(self, request: ApiRequest, batch_id: str) -> Response:
         """Show it."""
-        return Response(batch_dict(find_batch(request.user, batch_id)))
+        return _shown(find_batch(request.user, batch_id))
 
     def post(self, request: ApiRequest, batch_id: str) -> Response:
         """Change its priority."""
@@ -92,7 +97,7 @@ class BatchView(APIView):
         priority = creation.read_priority(request.data["priority"])
         with _conflicts(batch, "change the priority of"):
             steering.prioritize(batch, priority, by=_who(request))
-        return Response(batch_dict(batch))
+        return _shown(batch)
 
 
 @schema.cancel
@@ -104,7 +109,7 @@ class CancelView(APIView):
         batch = find_batch(request.user, batch_id)
         with _conflicts(batch, "cancel", harmless=_CANCEL_IS_LATE):
             steering.cancel(batch, by=_who(request))
-        return Response(batch_dict(batch))
+        return _shown(batch)
 
 
 @schema.pause
@@ -116,7 +121,7 @@ class PauseView(APIView):
         batch = find_batch(request.user, batch_id)
         with _conflicts(batch, "pause"):
             steering.pause(batch, by=_who(request))
-        return Response(batch_dict(batch))
+        return _shown(batch)
 
 
 @schema.resume
@@ -128,7 +133,7 @@ class ResumeView(APIView):
         batch = find_batch(request.user, batch_id)
         with _conflicts(batch, "resume"):
             steering.resume(batch, by=_who(request))
-        return Response(batch_dict(batch))
+        return _shown(batch)
 
 
 @schema.results
@@ -168,3 +173,13 @@ def _read_position(text: str | None, param: str) -> int | None:
         message = f"Invalid '{param}': expected the position that an earlier answer ended with."
         raise ApiError(message, param=param, code="invalid_value")
     return min(int(text), 2**31 - 1)
+
+
+@schema.queue
+class QueueView(APIView):
+    """What runs and waits."""
+
+    def get(self, request: ApiRequest) -> Response:
+        """Show the project's own batches in line, and how much others have there."""
+        queued = standing.queue(timezone.now())
+        return Response(queue_dict(queued, request.user.pk, standing.positions(queued), schema.MOST_QUEUED))

@@ -62,7 +62,7 @@ class FilesView(APIView):
                 request.query_params,
                 default=schema.LARGEST_PAGE,
                 maximum=schema.LARGEST_PAGE,
-                serialize=file_dict,
+                serialize=lambda rows: [file_dict(row) for row in rows],
                 orderable=True,
             )
         )

@@ -18,6 +18,7 @@ from vbatch_site.models import Project
 from vbatch_site.tests.contract.forms import assert_refused
 from vbatch_site.tests.servers import EMBEDDING_MODEL, MODEL, Server, chat_line, wait_until
 from workers.lines import envelope
+from workers.models import CHAT_ENDPOINTS, ServedModel
 
 OTHER = "Qwen/Qwen2.5-0.5B-Instruct"
 
@@ -234,6 +235,8 @@ def test_a_crash_while_the_files_are_written_loses_no_bad_and_no_carried_line(ne
 
 @pytest.mark.django_db(transaction=True)
 def test_a_second_attempt_at_validation_doubles_no_bad_line() -> None:
+    # Another test's transactions may have emptied the catalogue.
+    ServedModel.objects.get_or_create(name=MODEL, defaults={"endpoints": CHAT_ENDPOINTS})
     file = File(project=Project.default(), purpose="batch", filename="f", bytes=1, path="settled-test")
     file.save(force_insert=True)
     with storage.writing(file.path) as out:

@@ -9,6 +9,7 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 
 from batches.models import Batch
+from batches.states import BatchStatus
 from files.models import File, Purpose
 from vbatch_site.models import ApiKey, Project
 
@@ -42,15 +43,30 @@ def _queries(client: Client, path: str, rows: int | None = None) -> int:
     return len(captured)
 
 
-def test_showing_a_batch_takes_at_most_two_queries(client: Client) -> None:
+def test_showing_a_batch_takes_at_most_seven_queries_and_one_that_ended_three(client: Client) -> None:
     (batch,) = _batches(1)
-    assert _queries(client, f"/v1/batches/{batch.pk}") <= 2
+    assert _queries(client, f"/v1/batches/{batch.pk}") <= 5
+    batch.move(BatchStatus.IN_PROGRESS, model="m", total=100)
+    assert _queries(client, f"/v1/batches/{batch.pk}") <= 7
+    batch.move(BatchStatus.FINALIZING)
+    batch.move(BatchStatus.COMPLETED)
+    assert _queries(client, f"/v1/batches/{batch.pk}") <= 3
 
 
 def test_listing_batches_takes_the_same_queries_for_1_as_for_100(client: Client) -> None:
-    _batches(100)
+    for batch in _batches(100):
+        batch.move(BatchStatus.IN_PROGRESS, model="m", total=100)
     one, all_of_them = (_queries(client, f"/v1/batches?limit={limit}", limit) for limit in (1, 100))
-    assert one == all_of_them <= 2
+    assert one == all_of_them <= 7
+
+
+def test_the_queue_takes_the_same_queries_for_1_as_for_100(client: Client) -> None:
+    counts = []
+    for more in (1, 99):
+        for batch in _batches(more):
+            batch.move(BatchStatus.IN_PROGRESS, model="m", total=100)
+        counts.append(_queries(client, "/v1/queue"))
+    assert counts[0] == counts[1] <= 8
 
 
 def test_listing_files_takes_the_same_queries_for_1_as_for_100(client: Client) -> None:
@@ -62,4 +78,4 @@ def test_listing_files_takes_the_same_queries_for_1_as_for_100(client: Client) -
 
 def test_a_page_after_another_takes_one_more_query(client: Client) -> None:
     after = _batches(3)[-1].pk
-    assert _queries(client, f"/v1/batches?after={after}", 2) <= 3
+    assert _queries(client, f"/v1/batches?after={after}", 2) <= 6

@@ -43,7 +43,7 @@ class EndpointsView(APIView):
                 request.query_params,
                 default=schema.DEFAULT_PAGE,
                 maximum=schema.LARGEST_PAGE,
-                serialize=endpoint_dict,
+                serialize=lambda rows: [endpoint_dict(row) for row in rows],
             )
         )
 
@@ -152,7 +152,7 @@ class DeliveriesView(APIView):
                 request.query_params,
                 default=schema.DEFAULT_PAGE,
                 maximum=schema.LARGEST_PAGE,
-                serialize=delivery_dict,
+                serialize=lambda rows: [delivery_dict(row) for row in rows],
             )
         )
 

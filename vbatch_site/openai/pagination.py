@@ -1,7 +1,7 @@
 """Cursor paging: `after` and `limit` in, OpenAI's list envelope out."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from django.db.models import Model, Q, QuerySet
@@ -33,13 +33,13 @@ def page(
     *,
     default: int,
     maximum: int,
-    serialize: Callable[[M], Mapping[str, Any]],
+    serialize: Callable[[Sequence[M]], Sequence[Mapping[str, Any]]],
     orderable: bool = False,
 ) -> Json:
     """Return one page, newest first unless `order=asc`; the id breaks ties, so that equal timestamps page exactly.
 
     `owned` is all that `after` may name: a row that was deleted while the client paged still marks its place.
-    An `after` outside it raises ApiError.
+    `serialize` gets the rows of the page together. An `after` outside it raises ApiError.
     """
     limit = read_limit(query, default, maximum)
     order = query.get("order", "desc") if orderable else "desc"
@@ -58,7 +58,7 @@ def page(
         rows = rows.filter(newer if order == "asc" else older)
     sign = "" if order == "asc" else "-"
     found = list(rows.order_by(f"{sign}created_at", f"{sign}pk")[: limit + 1])
-    data = [serialize(row) for row in found[:limit]]
+    data = serialize(found[:limit])
     return {
         "object": "list",
         "data": data,
