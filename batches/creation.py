@@ -92,7 +92,7 @@ def read(project: Project, body: Json) -> BatchRequest:
     metadata = read_metadata(body.get("metadata"))
     default_model = (metadata or {}).get("model", "")
     lenient = bool(default_model) or settings.VBATCH_LENIENT_CREATE
-    file = File.objects.visible_to(project).filter(pk=file_id).first()
+    file = _file(project, file_id)
     endpoint = body.get("endpoint")
     if endpoint is None and lenient and file is not None:
         endpoint = first_url(file)
@@ -103,9 +103,8 @@ def read(project: Project, body: Json) -> BatchRequest:
     _check_choice("completion_window", window, settings.VBATCH_COMPLETION_WINDOWS)
     webhook = endpoints.read_batch_webhook(body.get("webhook"))
     life = read_lifetime(body.get("output_expires_after"), "output_expires_after")
-    if file is not None and file.purpose != Purpose.BATCH:
-        message = f"Invalid file purpose: '{file.purpose}'. The input file of a batch must have purpose 'batch'."
-        raise ApiError(message, param="input_file_id", code="invalid_file_purpose")
+    if file is not None:
+        _check_purpose(file)
     return BatchRequest(
         input_file_id=file_id,
         endpoint=str(endpoint),
@@ -129,6 +128,41 @@ def read_priority(value: Any) -> int:
         raise wrong_type("priority", "an integer", value)
     check_bounds("priority", value, LOWEST_PRIORITY, HIGHEST_PRIORITY)
     return value
+
+
+def _file(project: Project, file_id: str) -> File | None:
+    return File.objects.visible_to(project).filter(pk=file_id).first()
+
+
+def _check_purpose(file: File) -> None:
+    if file.purpose != Purpose.BATCH:
+        message = f"Invalid file purpose: '{file.purpose}'. The input file of a batch must have purpose 'batch'."
+        raise ApiError(message, param="input_file_id", code="invalid_file_purpose")
+
+
+def no_such_file(file_id: str) -> ApiError:
+    """Return the refusal of a request that needs its input file now."""
+    message = f"No such File object: {file_id}"
+    return ApiError(message, param="input_file_id", code="file_not_found", http_status=404)
+
+
+def find_input(project: Project, body: Json) -> File:
+    """Return the input file that a request names, or raise ApiError."""
+    file_id = _file_id(body)
+    file = _file(project, file_id)
+    if file is None:
+        raise no_such_file(file_id)
+    _check_purpose(file)
+    return file
+
+
+def read_endpoint(body: Json, file: File) -> str:
+    """Return the endpoint that a request names, or its file's first line, or raise ApiError."""
+    endpoint = body.get("endpoint")
+    if endpoint is None:
+        endpoint = first_url(file)
+    _check_choice("endpoint", endpoint, ENDPOINTS, OPENAI_ENDPOINTS)
+    return str(endpoint)
 
 
 def _file_id(body: Json) -> str:

@@ -6,6 +6,7 @@ first, so that none is left alone at the end. What a line gets does not depend o
 """
 
 from array import array
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from statistics import median
@@ -74,6 +75,7 @@ class Plan:
     lengths: "array[int]" = field(default_factory=lambda: array("I"))
     keys: list[bytes] = field(default_factory=list)
     generates: "array[int]" = field(default_factory=lambda: array("I"))
+    sizes: "array[int]" = field(default_factory=lambda: array("I"))  # bytes of prompt
     _first: dict[bytes, int] = field(default_factory=dict)
     _repeats: dict[int, list[int]] = field(default_factory=dict)
 
@@ -87,6 +89,7 @@ class Plan:
         self.lengths.append(place.length)
         self.keys.append(prefix_key(prompt))
         self.generates.append(min(generates, 1 << 30))
+        self.sizes.append(len(prompt))
         if same_answer is not None:
             first = self._first.setdefault(same_answer, index)
             if first != index:
@@ -101,6 +104,19 @@ class Plan:
         long = LONG * median(self.generates) if self.generates else 0
         chosen = (index for index in range(len(self)) if index not in repeats)
         return sorted(chosen, key=lambda i: (self.generates[i] <= long, self.keys[i]))
+
+    @property
+    def repeated(self) -> int:
+        """How many lines share the answer of an earlier one."""
+        return sum(map(len, self._repeats.values()))
+
+    def shared(self) -> Iterator[tuple[int, float]]:
+        """Yield each line that is computed and the part of its prompt, 0 to 1, that the line before it begins with."""
+        before = b""
+        for index in self.order():
+            key, size = self.keys[index], self.sizes[index]
+            yield index, min(_equal_bytes(before, key), size) / size if size else 0.0
+            before = key
 
     def shards(self, model: str, size: int = SHARD_LINES) -> Iterator[PlannedShard]:
         """Yield the lines in the order they should run, cut into shards; a repeat comes right after its first."""
@@ -120,6 +136,15 @@ class Plan:
     def _pack(self, index: int, first: int) -> bytes:
         repeats = self.numbers[first] if first != index else 0
         return _PACKED.pack(self.numbers[index], self.offsets[index], self.lengths[index], repeats)
+
+
+def _equal_bytes(first: bytes, second: bytes) -> int:
+    """Return how many bytes two prompts have in common at their beginning, by their keys."""
+    least = min(len(first), len(second)) // 4
+    # A checksum stands for all before it, so what is equal ends in one place.
+    steps = bisect_left(range(least), True, key=lambda i: first[4 * i : 4 * i + 4] != second[4 * i : 4 * i + 4])
+    fine = FINE_BYTES // FINE_STEP
+    return steps * FINE_STEP if steps <= fine else FINE_BYTES + (steps - fine) * COARSE_STEP
 
 
 def pack(lines: Iterable[PlannedLine]) -> bytes:

@@ -8,6 +8,7 @@ from msgspec import Meta
 
 from batches.creation import MAX_METADATA_KEY, MAX_METADATA_PAIRS, MAX_METADATA_VALUE
 from batches.models import HIGHEST_PRIORITY, LOWEST_PRIORITY
+from batches.preflight import PreflightDict
 from batches.serializers import BatchDict, BatchListDict, QueueDict
 from batches.validation import ENDPOINTS
 from batches.webhooks.endpoints import MAX_SECRET
@@ -56,6 +57,26 @@ class UpdateBatchDict(TypedDict):
     priority: _Priority
 
 
+class PreflightBatchDict(TypedDict):
+    """A file to look through, and the fields of a batch that matter to it; its endpoint may be the first line's."""
+
+    input_file_id: Annotated[str, Meta(pattern="^file", max_length=64)]
+    endpoint: NotRequired[Annotated[str, Meta(extra_json_schema={"enum": list(ENDPOINTS)})] | None]
+    model: NotRequired[Annotated[str, Meta(description="For lines that name none.")] | None]
+    allow_mixed_models: NotRequired[bool | None]
+    on_invalid_line: NotRequired[Literal["fail", "skip"] | None]
+
+
+preflight = extend_schema_view(
+    post=operation(
+        "preflightBatch",
+        tag=BATCHES,
+        summary="Look through an input file",
+        body=PreflightBatchDict,
+        answer=PreflightDict,
+        refuses=[404, 429],
+    )
+)
 batches = extend_schema_view(
     post=operation(
         "createBatch",

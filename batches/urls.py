@@ -6,6 +6,7 @@ from batches import views
 
 urlpatterns = [
     path("batches", views.BatchesView.as_view()),
+    path("batches/preflight", views.PreflightView.as_view()),
     path("batches/<str:batch_id>", views.BatchView.as_view()),
     path("batches/<str:batch_id>/cancel", views.CancelView.as_view()),
     path("batches/<str:batch_id>/pause", views.PauseView.as_view()),

@@ -11,7 +11,7 @@ from django.utils import timezone
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from batches import creation, results, schema, standing, steering, streams
+from batches import creation, preflight, results, schema, standing, steering, streams
 from batches.models import Batch, StaleTransition
 from batches.serializers import batch_dicts, queue_dict
 from batches.states import BatchStatus
@@ -79,6 +79,15 @@ class BatchesView(APIView):
                 serialize=batch_dicts,
             )
         )
+
+
+@schema.preflight
+class PreflightView(APIView):
+    """What a batch would be."""
+
+    def post(self, request: ApiRequest) -> Response:
+        """Look through an input file."""
+        return Response(preflight.preflight(request.user, request.data))
 
 
 @schema.batch

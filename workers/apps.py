@@ -14,5 +14,5 @@ class WorkersConfig(AppConfig):
         from batches import catalogue as door
         from workers import catalogue, process
 
-        door.provide(catalogue.answerable)
+        door.provide(catalogue.answerable, catalogue.engines)
         post_spawn.connect(process.start_runner, dispatch_uid="workers.start_runner")

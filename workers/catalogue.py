@@ -2,13 +2,14 @@
 
 import json
 import re
-import shlex
-from collections.abc import Set
+from collections.abc import Iterable, Sequence, Set
 from pathlib import Path
 
 from django.conf import settings
 
+from batches.catalogue import Engine
 from workers import samples
+from workers.engine import split_arguments
 from workers.models import CHAT_ENDPOINTS, EMBEDDING_ENDPOINTS, ServedModel
 
 SMOLLM2 = samples.CHAT_MODEL
@@ -48,6 +49,16 @@ def source_of(model: ServedModel) -> str:
     return str(prepared) if prepared is not None and prepared.is_dir() else model.source
 
 
+def engines(names: Iterable[str]) -> dict[str, Engine]:
+    """Return how each of these models is run, those that are in the catalogue."""
+    rows = ServedModel.objects.filter(name__in=list(names))
+    return {row.name: Engine(source_of(row), _arguments(row), max_model_len(row)) for row in rows}
+
+
+def _arguments(model: ServedModel) -> tuple[str, ...]:
+    return split_arguments(settings.VBATCH_VLLM_ARGS, model.engine_args)
+
+
 _LENGTH = re.compile(r"(\d+(?:\.\d+)?)([kKmMgG]?)")
 # vLLM's multipliers: small letters count in tens, capital ones in twos.
 _MULTIPLIERS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
@@ -55,11 +66,11 @@ _MULTIPLIERS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "K": 1 << 10, "M": 1 
 
 def max_model_len(model: ServedModel) -> int | None:
     """Return a model's tokens of context: as its arguments say, else its last engine, else its config.json."""
-    said = _argued_length(shlex.split(model.engine_args))
+    said = _argued_length(_arguments(model))
     return said or model.max_model_len or _configured_length(Path(source_of(model)))
 
 
-def _argued_length(arguments: list[str]) -> int | None:
+def _argued_length(arguments: Sequence[str]) -> int | None:
     """Return what --max-model-len says, None where it is not given or left to the engine."""
     length = None
     for position, argument in enumerate(arguments):

@@ -18,6 +18,8 @@ PURE = [
     "batches/states.py",
     "batches/validation.py",
     "batches/planning.py",
+    "batches/tokens.py",
+    "batches/inspection.py",
     "batches/bodies.py",
     "batches/line_index.py",
     "batches/outcome.py",
