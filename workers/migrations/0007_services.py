@@ -6,104 +6,139 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-
     dependencies = [
-        ('batches', '0008_console'),
-        ('vbatch_site', '0005_request_rate'),
-        ('workers', '0006_draining'),
+        ("batches", "0008_console"),
+        ("vbatch_site", "0005_request_rate"),
+        ("workers", "0006_draining"),
     ]
 
     operations = [
         migrations.AddField(
-            model_name='service',
-            name='config',
+            model_name="service",
+            name="config",
             field=models.JSONField(blank=True, default=dict),
         ),
         migrations.AddField(
-            model_name='service',
-            name='ends_at',
-            field=models.DateTimeField(blank=True, help_text='When its time limit ends it.', null=True),
+            model_name="service",
+            name="ends_at",
+            field=models.DateTimeField(blank=True, help_text="When its time limit ends it.", null=True),
         ),
         migrations.AddField(
-            model_name='service',
-            name='fed_by',
-            field=models.ForeignKey(blank=True, help_text='Sends batches to it.', null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='feeds', to='workers.worker'),
+            model_name="service",
+            name="fed_by",
+            field=models.ForeignKey(
+                blank=True,
+                help_text="Sends batches to it.",
+                null=True,
+                on_delete=django.db.models.deletion.SET_NULL,
+                related_name="feeds",
+                to="workers.worker",
+            ),
         ),
         migrations.AddField(
-            model_name='service',
-            name='gpu_count',
-            field=models.PositiveIntegerField(default=0, editable=False, help_text='GPUs that it asked for.'),
+            model_name="service",
+            name="gpu_count",
+            field=models.PositiveIntegerField(default=0, editable=False, help_text="GPUs that it asked for."),
         ),
         migrations.AddField(
-            model_name='service',
-            name='gpus',
-            field=models.JSONField(blank=True, default=list, editable=False, help_text='Those of this host that it got.'),
+            model_name="service",
+            name="gpus",
+            field=models.JSONField(
+                blank=True, default=list, editable=False, help_text="Those of this host that it got."
+            ),
         ),
         migrations.AddField(
-            model_name='service',
-            name='group_id',
+            model_name="service",
+            name="group_id",
             field=models.CharField(blank=True, max_length=64),
         ),
         migrations.AddField(
-            model_name='service',
-            name='host',
-            field=models.CharField(blank=True, help_text='The node or host that it runs on.', max_length=255),
+            model_name="service",
+            name="host",
+            field=models.CharField(blank=True, help_text="The node or host that it runs on.", max_length=255),
         ),
         migrations.AddField(
-            model_name='service',
-            name='job_id',
+            model_name="service",
+            name="job_id",
             field=models.CharField(blank=True, help_text="Its id in the API; under SLURM, the job's.", max_length=64),
         ),
         migrations.AddField(
-            model_name='service',
-            name='launcher',
-            field=models.CharField(blank=True, choices=[('', 'a gpu worker, for itself'), ('local', 'this host'), ('slurm', 'SLURM')], default='', max_length=8),
+            model_name="service",
+            name="launcher",
+            field=models.CharField(
+                blank=True,
+                choices=[("", "a gpu worker, for itself"), ("local", "this host"), ("slurm", "SLURM")],
+                default="",
+                max_length=8,
+            ),
         ),
         migrations.AddField(
-            model_name='service',
-            name='misses',
-            field=models.PositiveIntegerField(default=0, editable=False, help_text='Looks in a row that it did not answer.'),
+            model_name="service",
+            name="misses",
+            field=models.PositiveIntegerField(
+                default=0, editable=False, help_text="Looks in a row that it did not answer."
+            ),
         ),
         migrations.AddField(
-            model_name='service',
-            name='name',
-            field=models.CharField(blank=True, help_text='Of the job; no two services share one.', max_length=100),
+            model_name="service",
+            name="name",
+            field=models.CharField(blank=True, help_text="Of the job; no two services share one.", max_length=100),
         ),
         migrations.AddField(
-            model_name='service',
-            name='process_started',
-            field=models.PositiveBigIntegerField(blank=True, help_text='When the process began, in ticks since the host did: ids are used again.', null=True),
+            model_name="service",
+            name="process_started",
+            field=models.PositiveBigIntegerField(
+                blank=True,
+                help_text="When the process began, in ticks since the host did: ids are used again.",
+                null=True,
+            ),
         ),
         migrations.AddField(
-            model_name='service',
-            name='project',
-            field=models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.CASCADE, related_name='services', to='vbatch_site.project'),
+            model_name="service",
+            name="project",
+            field=models.ForeignKey(
+                blank=True,
+                null=True,
+                on_delete=django.db.models.deletion.CASCADE,
+                related_name="services",
+                to="vbatch_site.project",
+            ),
         ),
         migrations.AddField(
-            model_name='service',
-            name='recipe',
+            model_name="service",
+            name="recipe",
             field=models.CharField(blank=True, max_length=200),
         ),
         migrations.AddField(
-            model_name='service',
-            name='replica_index',
+            model_name="service",
+            name="replica_index",
             field=models.PositiveIntegerField(blank=True, null=True),
         ),
         migrations.AddField(
-            model_name='service',
-            name='used_at',
-            field=models.DateTimeField(default=django.utils.timezone.now, help_text='When work for it was last seen.'),
+            model_name="service",
+            name="used_at",
+            field=models.DateTimeField(default=django.utils.timezone.now, help_text="When work for it was last seen."),
         ),
         migrations.AddIndex(
-            model_name='service',
-            index=models.Index(condition=models.Q(('launcher', ''), _negated=True), fields=['project', '-created_at'], name='service_of_project'),
+            model_name="service",
+            index=models.Index(
+                condition=models.Q(("launcher", ""), _negated=True),
+                fields=["project", "-created_at"],
+                name="service_of_project",
+            ),
         ),
         migrations.AddIndex(
-            model_name='service',
-            index=models.Index(condition=models.Q(('launcher', ''), _negated=True), fields=['launcher', 'state'], name='service_launched'),
+            model_name="service",
+            index=models.Index(
+                condition=models.Q(("launcher", ""), _negated=True),
+                fields=["launcher", "state"],
+                name="service_launched",
+            ),
         ),
         migrations.AddIndex(
-            model_name='service',
-            index=models.Index(condition=models.Q(('job_id', ''), _negated=True), fields=['job_id'], name='service_job'),
+            model_name="service",
+            index=models.Index(
+                condition=models.Q(("job_id", ""), _negated=True), fields=["job_id"], name="service_job"
+            ),
         ),
     ]
