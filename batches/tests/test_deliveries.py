@@ -200,6 +200,16 @@ def test_an_endpoint_that_took_nothing_for_72_hours_is_disabled_and_says_so() ->
         assert WebhookDelivery.objects.count() == 3
 
 
+def test_what_a_crash_left_of_a_disabled_endpoint_is_not_sent() -> None:
+    with Receiver() as receiver:
+        endpoint = _endpoint(receiver.url)
+        WebhookEndpoint.objects.update(disabled_at=timezone.now())  # and nothing more
+        _queue(endpoint)
+        with _couriers():
+            wait_until(lambda: _states(endpoint) == {"exhausted": 1})
+        assert not receiver.connections
+
+
 @pytest.mark.parametrize("since", [timedelta(hours=71), timedelta(0)])
 def test_an_endpoint_that_fails_for_less_long_stays_enabled(since: timedelta) -> None:
     with Receiver(500) as receiver:

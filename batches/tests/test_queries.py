@@ -7,9 +7,13 @@ import pytest
 from django.db import connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
 
 from batches.models import Batch
 from batches.states import BatchStatus
+from batches.webhooks import endpoints
+from batches.webhooks.events import draft
+from batches.webhooks.payload import EventType
 from files.models import File, Purpose
 from vbatch_site.models import ApiKey, Project
 
@@ -74,6 +78,16 @@ def test_listing_files_takes_the_same_queries_for_1_as_for_100(client: Client) -
         File.objects.create(project=Project.default(), purpose=Purpose.BATCH, filename="x", bytes=1, path=str(i))
     one, all_of_them = (_queries(client, f"/v1/files?limit={limit}", limit) for limit in (1, 100))
     assert one == all_of_them <= 2
+
+
+def test_listing_webhooks_takes_the_same_queries_for_1_as_for_100(client: Client) -> None:
+    wanted = {"name": "n", "url": "https://nobody.invalid/", "event_types": ["batch.failed"]}
+    made = [endpoints.create(Project.default(), wanted)[0] for _ in range(100)]
+    for endpoint in made:
+        draft(endpoint, "evt_x", EventType.FAILED, b"{}", timezone.now()).save()
+    for path in ("/v1/webhook_endpoints", "/v1/webhook_deliveries"):
+        one, all_of_them = (_queries(client, f"{path}?limit={limit}", limit) for limit in (1, 100))
+        assert one == all_of_them <= 2
 
 
 def test_a_page_after_another_takes_one_more_query(client: Client) -> None:

@@ -32,20 +32,20 @@ class WebhookEndpointAdmin(ReadOnlyAdmin):
     actions = ["disable", "enable", "send_test"]
     exclude = ["sealed_secret", "sealed_old_secret"]
 
-    @admin.action(description="Disable", permissions=["view"])
+    @admin.action(description="Disable", permissions=["administer"])
     def disable(self, request: HttpRequest, queryset: QuerySet[WebhookEndpoint]) -> None:
         """Send to them no more."""
         count = sum(deliveries.disable(endpoint, f"by {request.user}") for endpoint in queryset)
         self.message_user(request, f"{count} endpoints disabled.")
 
-    @admin.action(description="Enable", permissions=["view"])
+    @admin.action(description="Enable", permissions=["administer"])
     def enable(self, request: HttpRequest, queryset: QuerySet[WebhookEndpoint]) -> None:
         """Send to them again."""
         for endpoint in queryset:
             deliveries.enable(endpoint)
         self.message_user(request, "Enabled. Dead letters stay until they are sent again.")
 
-    @admin.action(description="Send a test", permissions=["view"])
+    @admin.action(description="Send a test", permissions=["administer"])
     def send_test(self, request: HttpRequest, queryset: QuerySet[WebhookEndpoint]) -> None:
         """Send a made-up event to each, and show what came back."""
         for endpoint in queryset.filter(deleted_at=None)[:10]:
@@ -82,7 +82,7 @@ class WebhookDeliveryAdmin(ReadOnlyAdmin):
         """Leave out what a list does not show."""
         return WebhookDelivery.objects.defer("payload", "log")
 
-    @admin.action(description="Send again", permissions=["view"])
+    @admin.action(description="Send again", permissions=["administer"])
     def redeliver(self, request: HttpRequest, queryset: QuerySet[WebhookDelivery]) -> None:
         """Send them again, under the same ids."""
         rung = [deliveries.redeliver(delivery) for delivery in queryset]

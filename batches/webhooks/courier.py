@@ -100,9 +100,11 @@ class Courier:
         for task in broken_off:
             task.cancel()
         await asyncio.gather(*broken_off, return_exceptions=True)
-        await self._db(deliveries.give_back, list(broken_off.values()))
-        await self._db(connections.close_all)
-        self._database.shutdown()
+        try:
+            await self._db(deliveries.give_back, list(broken_off.values()))
+        finally:
+            await self._db(connections.close_all)
+            self._database.shutdown(wait=False)
 
     async def _db(self, function: Callable[..., T], *arguments: Any) -> T:
         def call() -> T:

@@ -87,10 +87,13 @@ def claim(limit: int, in_flight: Mapping[str, int]) -> list[Attempt]:
 def _attempt(delivery: WebhookDelivery, now: datetime) -> Attempt:
     headers: dict[str, str] = {}
     error = ""
-    try:
-        headers = request_headers(delivery, now)
-    except CannotUnseal as fault:
-        error = str(fault)
+    if delivery.endpoint.disabled_at or delivery.endpoint.deleted_at:
+        error = "the endpoint is disabled or deleted"
+    else:
+        try:
+            headers = request_headers(delivery, now)
+        except CannotUnseal as fault:
+            error = str(fault)
     return Attempt(
         delivery_id=delivery.pk,
         number=delivery.attempts + 1,
@@ -138,7 +141,11 @@ def finish(attempt: Attempt, answer: Answer) -> None:
             log=[*delivery.log, log_entry(now, attempt.headers, answer)][-KEPT_ATTEMPTS:],
             **outcome(answer),
         )
-        _note_on_endpoint(delivery.endpoint, now, answer)
+        hopeless = _note_on_endpoint(delivery.endpoint, now, answer)
+    if hopeless:
+        disable(
+            delivery.endpoint, f"{DISABLE_AFTER.total_seconds() / 3600:g} hours without a success; last: {answer.error}"
+        )
     logger.info(
         "webhook attempt made",
         extra={
@@ -177,35 +184,35 @@ def _when_again(delivery: WebhookDelivery, now: datetime) -> datetime | None:
     return next_attempt(now, tries, settings.VBATCH_WEBHOOK_RETRY_SECONDS, delivery.give_up_at)
 
 
-def _note_on_endpoint(endpoint: WebhookEndpoint, now: datetime, answer: Answer) -> None:
-    """Count failures in a row, and disable an endpoint that has long taken nothing."""
+def _note_on_endpoint(endpoint: WebhookEndpoint, now: datetime, answer: Answer) -> bool:
+    """Count failures in a row; return whether the endpoint has taken nothing for so long that it is to be disabled."""
     row = WebhookEndpoint.objects.filter(pk=endpoint.pk)
     if answer.succeeded:
         if endpoint.consecutive_failures:
             row.update(consecutive_failures=0, failing_since=None)
-        return
+        return False
     row.update(consecutive_failures=F("consecutive_failures") + 1, failing_since=Coalesce("failing_since", now))
     hopeless = Q(consecutive_failures__gte=DISABLE_FAILURES, failing_since__lte=now - DISABLE_AFTER)
-    if row.filter(hopeless).exists():
-        disable(endpoint, f"{DISABLE_AFTER.total_seconds() / 3600:g} hours without a success; last: {answer.error}")
+    return row.filter(hopeless, disabled_at=None).exists()
 
 
 def disable(endpoint: WebhookEndpoint, reason: str) -> bool:
-    """Send an endpoint nothing more; what was on its way becomes dead letters. Return whether it was enabled."""
-    now = timezone.now()
-    with transaction.atomic():
-        enabled = WebhookEndpoint.objects.filter(pk=endpoint.pk, disabled_at=None)
-        if not enabled.update(disabled_at=now, disabled_reason=reason[:200]):
-            return False
-        exhaust(endpoint, "the endpoint was disabled", now)
+    """Send an endpoint nothing more; what was on its way becomes dead letters. Return whether it was enabled.
+
+    Call outside a transaction: who holds the endpoint's row must not wait for deliveries, whose holders wait for it.
+    """
+    enabled = WebhookEndpoint.objects.filter(pk=endpoint.pk, disabled_at=None)
+    if not enabled.update(disabled_at=timezone.now(), disabled_reason=reason[:200]):
+        return False
+    exhaust(endpoint, "the endpoint was disabled")
     logger.warning("webhook endpoint disabled", extra={"action": "webhook_disabled", "endpoint": endpoint.pk})
     return True
 
 
-def exhaust(endpoint: WebhookEndpoint, why: str, now: datetime) -> None:
-    """Make dead letters of what is on its way to an endpoint."""
+def exhaust(endpoint: WebhookEndpoint, why: str) -> None:
+    """Make dead letters of what is on its way to an endpoint; what a crash here leaves is found when it is claimed."""
     WebhookDelivery.objects.filter(endpoint=endpoint, state__in=OPEN).update(
-        state=DeliveryState.EXHAUSTED, last_error=why, next_attempt_at=None, ended_at=now
+        state=DeliveryState.EXHAUSTED, last_error=why, next_attempt_at=None, ended_at=timezone.now()
     )
 
 

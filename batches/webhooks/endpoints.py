@@ -119,10 +119,8 @@ def rotate(endpoint: WebhookEndpoint, body: Json) -> str:
 
 def delete(endpoint: WebhookEndpoint) -> None:
     """Send an endpoint nothing more and forget its secrets; its deliveries stay to be seen."""
-    now = timezone.now()
-    with transaction.atomic():
-        _write(endpoint, deleted_at=now, sealed_secret="", sealed_old_secret="", old_secret_until=None)
-        deliveries.exhaust(endpoint, "the endpoint was deleted", now)
+    _write(endpoint, deleted_at=timezone.now(), sealed_secret="", sealed_old_secret="", old_secret_until=None)
+    deliveries.exhaust(endpoint, "the endpoint was deleted")
 
 
 def send_test(endpoint: WebhookEndpoint, kind: EventType) -> Answer:
