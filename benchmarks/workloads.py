@@ -64,7 +64,7 @@ def documents(part: float) -> list[str]:
     chance = random.Random(2)  # noqa: S311
     texts = []
     for number in range(max(2, round(20 * part))):
-        document = f"Document {number}. {_prose(chance, 1100)}"
+        document = f"Document {number}. {_prose(chance, 780)}"
         texts += [f"{document}\n\nQuestion {q}: what is said of {chance.choice(_WORDS)}?" for q in range(10)]
     chance.shuffle(texts)
     return _numbered((text, 8) for text in texts)
@@ -75,12 +75,12 @@ def tree(part: float) -> list[str]:
     chance = random.Random(3)  # noqa: S311
     texts = []
     for _ in range(max(1, round(4 * part))):
-        task = f"Task: {_prose(chance, 500)}"
+        task = f"Task: {_prose(chance, 350)}"
         for _ in range(4):
-            examples = f"{task}\n\nExamples: {_prose(chance, 350)}"
+            examples = f"{task}\n\nExamples: {_prose(chance, 250)}"
             for _ in range(3):
-                style = f"{examples}\n\nStyle: {_prose(chance, 150)}"
-                texts += [f"{style}\n\nInput: {_prose(chance, 12)}" for _ in range(5)]
+                style = f"{examples}\n\nStyle: {_prose(chance, 100)}"
+                texts += [f"{style}\n\nInput: {_prose(chance, 12)}" for _ in range(4)]
     chance.shuffle(texts)
     return _numbered((text, 8) for text in texts)
 

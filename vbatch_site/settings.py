@@ -201,6 +201,8 @@ Q_CLUSTER: dict[str, Any] = {
             "retry": 120,
             "max_attempts": 3,
             "ack_failures": True,
+            # The runner looks for work by itself; the doorbell only spares it part of a second.
+            "poll": 0.5,
             # A recycled worker would take its loaded model with it.
             "recycle": 1_000_000_000,
             "scheduler": False,

@@ -1,8 +1,8 @@
 """How many lines an engine is given at once, by what its gauges say. Pure: no Django.
 
 An engine that has nothing waiting may be idle a moment later; one with much waiting holds lines that another worker, or
-a request that came later and matters more, could not get past. So a little is kept waiting: what the engine ends in
-the time between two looks, and no more.
+a request that came later and matters more, could not get past. So a little is kept waiting: what the engine ends while
+an answer is taken and the next line sent, and no more.
 """
 
 import re
@@ -12,9 +12,10 @@ from dataclasses import dataclass
 FIRST_LIMIT = 128
 LEAST_LIMIT = 8
 MOST_LIMIT = 2048  # above what the largest engines work on at once (1,024)
-LOOK_SECONDS = 1.0  # between two looks at the gauges
+LOOK_SECONDS = 1.0  # between two looks at the gauges while the limit moves
+MOST_LOOK_SECONDS = 8.0  # and when it has settled: making the page costs vLLM some milliseconds
 LEAST_SPARE = 8  # lines kept waiting in a slow engine
-SPARE_SECONDS = 2.0  # of the engine's work kept waiting in a fast one
+SPARE_SECONDS = 0.25  # of the engine's work kept waiting in a fast one
 GROWTH = 1.25  # of the limit from look to look, while the engine holds all that it gets
 # A preemption throws computed keys and values away, so the engine holds more than fits.
 BACK_OFF = 0.9

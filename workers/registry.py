@@ -16,11 +16,8 @@ from workers.models import ENDED_SERVICES, ServedModel, Service, ServiceState, W
 def beat(holder: str) -> None:
     """Note that a worker lives."""
     now = timezone.now()
-    Worker.objects.update_or_create(
-        pk=holder,
-        defaults={"seen_at": now, "stopped_at": None},
-        create_defaults={"host": socket.gethostname(), "pid": os.getpid(), "seen_at": now, "started_at": now},
-    )
+    if not Worker.objects.filter(pk=holder).update(seen_at=now, stopped_at=None):
+        Worker.objects.create(pk=holder, host=socket.gethostname(), pid=os.getpid(), seen_at=now, started_at=now)
 
 
 def stopped(holder: str) -> None:

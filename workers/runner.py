@@ -31,7 +31,7 @@ from workers.backlog import Backlog
 from workers.client import Reply
 from workers.engine import EngineError
 from workers.failures import Failure
-from workers.feeding import LOOK_SECONDS, Feeding, Gauges
+from workers.feeding import LOOK_SECONDS, MOST_LOOK_SECONDS, Feeding, Gauges
 from workers.lines import Held, Line, checked
 from workers.slot import Engine, Slot
 
@@ -39,11 +39,16 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-TICK_SECONDS = 0.5  # how soon a cancelled batch, a lost lease or new work is noticed without a doorbell
+TICK_SECONDS = 0.5  # between two rounds of the loop; new work is noticed so soon without a doorbell while idle
+RENEW_SECONDS = 1.0  # how soon a cancelled or paused batch, or a lost lease, is noticed
+# While lines are in hand a doorbell or a backlog that runs dry asks for more; on a machine without a GPU every query
+# here takes time from the engine, which waits for its slowest thread in each step.
+SEARCH_SECONDS = 2.0
 COMMIT_LINES = 256  # results in one transaction
-COMMIT_SECONDS = 0.1  # how long a result waits for company; a crash repeats at most these and the lines in flight
+COMMIT_SECONDS = 0.25  # how long a result waits for company; a crash repeats at most these and the lines in flight
 BEAT_SECONDS = 2.0  # between two signs of life in the database
-SWEEP_SECONDS = 5.0
+LEARN_SECONDS = 5.0  # between two looks at what loading costs and what other workers have loaded
+SWEEP_SECONDS = 10.0
 PAUSE_GRACE_SECONDS = 2.5  # what lines in flight get to finish when their batch is paused
 DRAIN_SECONDS = 4.0  # what lines in flight get to finish when the process is asked to stop
 MAX_ATTEMPTS = 3  # of one line, engine crashes not counted
@@ -69,9 +74,10 @@ class Runner:
         self._culprits = 0
         self._in_flight: set[Line] = set()
         self._finished: list[tuple[Held, Outcome]] = []
+        self._commit_wanted = asyncio.Event()
         self._commit_due = asyncio.Event()
-        self._renewed_at = 0.0
-        self._looked_at = time.monotonic()
+        self._renewed_at = self._searched_at = 0.0
+        self._woken = False
         self._dry = False  # nothing was there to claim when we last looked
         self._slot = Slot(holder, environment, self._db)
         self._feeding = Feeding()
@@ -91,11 +97,14 @@ class Runner:
         await self._db(registry.abandoned, self.holder)
         sides = [
             asyncio.create_task(self._every(BEAT_SECONDS, self._beat)),
-            asyncio.create_task(self._every(LOOK_SECONDS, self._look)),
+            asyncio.create_task(self._every(LEARN_SECONDS, self._learn)),
+            asyncio.create_task(self._every(LOOK_SECONDS, self._listen)),
+            asyncio.create_task(self._look_forever()),
             asyncio.create_task(self._sweep_forever()),
         ]
         try:
             while not self.stopping:
+                self._woken = self._wake.is_set()
                 self._wake.clear()
                 await self._step()
                 await self._wait(TICK_SECONDS)
@@ -135,14 +144,17 @@ class Runner:
             return
         for held in [held for held in self._held if held.closing and not held.tasks]:
             await self._drop(held)
-        await self._claim()
+            self._woken = True
+        if self._woken or time.monotonic() - self._searched_at >= (SEARCH_SECONDS if self._held else 0.0):
+            await self._claim()
+            self._searched_at = time.monotonic()
         self._feed()
 
     # Leases.
 
     async def _keep_leases(self) -> None:
         """Renew, and let go of what is no longer ours or no longer wanted."""
-        if not self._held or time.monotonic() - self._renewed_at < TICK_SECONDS:
+        if not self._held or time.monotonic() - self._renewed_at < RENEW_SECONDS:
             return
         self._renewed_at = time.monotonic()
         renewed = await self._db(leases.renew, [held.lease for held in self._held])
@@ -284,22 +296,34 @@ class Runner:
         await self._slot.bury()
         self._loading = asyncio.create_task(self._load(engine.model))
 
-    async def _look(self) -> None:
-        """Read the engine's gauges and learn how much to feed it."""
+    async def _look_forever(self) -> None:
+        """Read the engine's gauges and learn how much to feed it, less often while nothing is learned."""
+        pause, looked_at = LOOK_SECONDS, time.monotonic()
+        while True:
+            await asyncio.sleep(pause)
+            engine = self._slot.engine
+            if engine is None or not self._in_flight:
+                pause, looked_at = LOOK_SECONDS, time.monotonic()
+                continue
+            page = await engine.client.metrics()
+            try:
+                gauges = Gauges.parse(page) if page is not None else None
+            except ValueError:
+                gauges = None
+            now, before = time.monotonic(), self._feeding.limit
+            self._feeding.look(gauges, len(self._in_flight), now - looked_at)
+            looked_at = now
+            pause = LOOK_SECONDS if self._feeding.limit != before else min(MOST_LOOK_SECONDS, pause * 2)
+            if self._feeding.lines_per_second:
+                self._rates[engine.model] = self._feeding.lines_per_second
+            self._feed()
+
+    async def _listen(self) -> None:
+        """Learn how long live requests wait for their first token, and how many lines that leaves room for."""
         engine = self._slot.engine
-        if engine is None:
-            return
-        began, self._looked_at = self._looked_at, time.monotonic()
-        page = await engine.client.metrics()
-        try:
-            gauges = Gauges.parse(page) if page is not None else None
-        except ValueError:
-            gauges = None
-        self._feeding.look(gauges, len(self._in_flight), self._looked_at - began)
-        self._admission.look(await self._db(traffic.read, engine.row), len(self._in_flight), time.time())
-        if self._feeding.lines_per_second:
-            self._rates[engine.model] = self._feeding.lines_per_second
-        self._feed()
+        if engine is not None:
+            self._admission.look(await self._db(traffic.read, engine.row), len(self._in_flight), time.time())
+            self._feed()
 
     # Lines.
 
@@ -370,6 +394,7 @@ class Runner:
         self._trial.discard(line)
         self._feeding.finished()
         self._finished.extend((line.held, outcome) for outcome in outcomes)
+        self._commit_wanted.set()
         if len(self._finished) >= COMMIT_LINES:
             self._commit_due.set()
         self._feed()
@@ -380,11 +405,13 @@ class Runner:
 
     async def _commit_forever(self) -> None:
         while True:
+            await self._commit_wanted.wait()
             try:
                 async with asyncio.timeout(COMMIT_SECONDS):
                     await self._commit_due.wait()
             except TimeoutError:
                 pass
+            self._commit_wanted.clear()
             self._commit_due.clear()
             await self._commit()
 
@@ -405,6 +432,8 @@ class Runner:
 
     async def _beat(self) -> None:
         await self._db(registry.beat, self.holder)
+
+    async def _learn(self) -> None:
         self._prices, self._elsewhere = await self._db(registry.facts, self.holder)
 
     async def _every(self, seconds: float, step: Callable[[], Coroutine[Any, Any, None]]) -> None:

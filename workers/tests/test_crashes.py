@@ -25,7 +25,9 @@ def _check_exactly_once(server: Server, batch: dict[str, Any], count: int = LINE
 
 
 def test_a_killed_gpu_worker_loses_nothing_and_repeats_only_what_was_in_flight(new_home: Path) -> None:
-    with Server(new_home, VBATCH_SIM_LINES_PER_SECOND="600", VBATCH_SIM_LATENCY_MS="100") as server:
+    with Server(
+        new_home, VBATCH_SIM_LINES_PER_SECOND="600", VBATCH_SIM_LATENCY_MS="100", VBATCH_SIM_CONCURRENCY="256"
+    ) as server:
         batch_id = server.create(_input())
         wait_until(lambda: server.batch(batch_id)["request_counts"]["completed"] > LINES // 3, 60)
         server.gpu_worker().kill()
@@ -40,7 +42,9 @@ def test_a_killed_gpu_worker_loses_nothing_and_repeats_only_what_was_in_flight(n
 
 
 def test_a_killed_tree_goes_on_after_a_new_start(new_home: Path) -> None:
-    server = Server(new_home, VBATCH_SIM_LINES_PER_SECOND="600", VBATCH_SIM_LATENCY_MS="100")
+    server = Server(
+        new_home, VBATCH_SIM_LINES_PER_SECOND="600", VBATCH_SIM_LATENCY_MS="100", VBATCH_SIM_CONCURRENCY="256"
+    )
     with server:
         batch_id = server.create(_input())
         wait_until(lambda: server.batch(batch_id)["request_counts"]["completed"] > LINES // 3, 60)
@@ -68,7 +72,9 @@ def test_a_stop_leaves_no_process_behind(new_home: Path) -> None:
 
 
 def test_a_killed_engine_is_started_again_and_its_lines_run_again(new_home: Path) -> None:
-    with Server(new_home, VBATCH_SIM_LINES_PER_SECOND="600", VBATCH_SIM_LATENCY_MS="100") as server:
+    with Server(
+        new_home, VBATCH_SIM_LINES_PER_SECOND="600", VBATCH_SIM_LATENCY_MS="100", VBATCH_SIM_CONCURRENCY="256"
+    ) as server:
         batch_id = server.create(_input(3000))
         wait_until(lambda: server.batch(batch_id)["request_counts"]["completed"] > 1000)
         server.engine().kill()

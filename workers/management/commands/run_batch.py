@@ -25,7 +25,7 @@ from vbatch_site.openai.errors import ApiError
 from vbatch_site.supervisor import cluster, running
 from workers.models import Worker
 
-POLL_SECONDS = 0.2
+POLL_SECONDS = 0.5
 ALIVE = timedelta(seconds=10)  # a worker that said something this recently is at work
 _BLOCK = 1 << 20  # bytes copied at a time
 
