@@ -12,9 +12,10 @@ from typing import Annotated, Any, Literal, TypedDict
 
 import msgspec
 from django.conf import settings
+from django.utils import timezone
 from msgspec import Meta
 
-from batches import creation
+from batches import creation, standing
 from batches.catalogue import engines, known_models
 from batches.inspection import EngineFacts, ModelReport, Report, Request
 from batches.locks import batch_lock
@@ -73,11 +74,12 @@ class PreflightModelDict(TypedDict):
 
 
 class ExpectedDict(TypedDict):
-    """What running the file would take, from what its models did before; null with the reason."""
+    """What running the file would take, by what its models did in the last hour; null with the reason."""
 
     output_tokens: int | None
-    seconds: float | None
-    ends_at: int | None
+    seconds: Annotated[float | None, Meta(description="Of the engine, for this file alone.")]
+    eta_earliest: Annotated[int | None, Meta(description="Unix time in seconds, if it were created now.")]
+    eta_latest: Annotated[int | None, Meta(description="Unix time in seconds, if it were created now.")]
     reason: str | None
 
 
@@ -139,7 +141,29 @@ def _model_dict(report: ModelReport) -> PreflightModelDict:
 
 
 def _expected(report: Report) -> ExpectedDict:
-    return {"output_tokens": None, "seconds": None, "ends_at": None, "reason": "No rate has been measured yet."}
+    now = timezone.now()
+    found = standing.forecast({model.model: _work(model) for model in report.models}, now) if report.ok else None
+    if found is None:
+        reason = "Too little has been measured of its models lately." if report.ok else "It would not run."
+        return {"output_tokens": None, "seconds": None, "eta_earliest": None, "eta_latest": None, "reason": reason}
+    return {
+        "output_tokens": found.output_tokens,
+        "seconds": round(found.seconds, 1),
+        "eta_earliest": int(now.timestamp() + found.span.earliest),
+        "eta_latest": int(now.timestamp() + found.span.latest),
+        "reason": None,
+    }
+
+
+def _work(report: ModelReport) -> standing.Work:
+    lines = report.requests - report.duplicates
+    tokens = report.prompt_tokens
+    return standing.Work(
+        lines=lines,
+        # What repeats a prefix is in the engine's cache.
+        prompt_tokens=None if tokens is None else tokens * (1 - report.shared_prefix) * lines / report.requests,
+        most_output_tokens=None if report.without_max_output_tokens else report.max_output_tokens,
+    )
 
 
 @contextmanager

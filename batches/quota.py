@@ -51,11 +51,11 @@ def over_queue(batch: Batch, wanted: Mapping[str, Sequence[int]]) -> LineError |
     if most_requests is not None:
         left = running.aggregate(sum=Sum(F("total") - F("completed") - F("failed")))["sum"] or 0
         if left + sum(len(lines) for lines in wanted.values()) > most_requests:
-            return _refusal("request", f"organization {batch.project.name}", most_requests)
+            return _refusal("request_limit_exceeded", f"organization {batch.project.name}", most_requests)
     if most_tokens is not None:
         for model, lines in wanted.items():
             if (_bytes(running, model) + sum(lines)) // _BYTES_PER_TOKEN > most_tokens:
-                return _refusal("token", f"{model} in organization {batch.project.name}", most_tokens)
+                return _refusal("token_limit_exceeded", f"{model} in organization {batch.project.name}", most_tokens)
     return None
 
 
@@ -68,6 +68,7 @@ def _bytes(running: QuerySet[Batch], model: str) -> int:
     return int(ahead.annotate(size=Subquery(size)).aggregate(sum=Sum("size"))["sum"] or 0)
 
 
-def _refusal(what: str, whose: str, limit: int) -> LineError:
+def _refusal(code: str, whose: str, limit: int) -> LineError:
+    what = code.partition("_")[0]
     message = f"Enqueued {what} limit reached for {whose}. Limit: {limit:,} enqueued {what}s. {_TRY_AGAIN}"
-    return LineError(f"{what}_limit_exceeded", message, None, None)
+    return LineError(code, message, None, None)

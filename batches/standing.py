@@ -4,7 +4,7 @@ A list of batches costs as many queries as one; batches that have ended cost non
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -85,6 +85,40 @@ def standings(batches: Sequence[Batch], now: datetime) -> dict[str, Standing]:
         )
         for batch in batches
     }
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Lines of one model that are in no queue yet."""
+
+    lines: int
+    prompt_tokens: float | None  # that have to be computed
+    most_output_tokens: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What work would take if it were queued now."""
+
+    output_tokens: int
+    seconds: float  # of the engine, for this work alone
+    span: Span  # seconds from now until it is done
+
+
+def forecast(work: Mapping[str, Work], now: datetime) -> Forecast | None:
+    """Return what work, given by model, would take by what its models did lately; None when that is too little."""
+    done = samples.of_models(work, now - _LEARN_FROM)
+    learned = {model: progress.costs(done.get(model, [])) for model in work}
+    own = output = 0.0
+    for model, asked in work.items():
+        costs = learned[model]
+        if costs is None:
+            return None
+        own += costs.seconds(asked.lines, asked.prompt_tokens)
+        generated = costs.decoded * asked.lines
+        output += generated if asked.most_output_tokens is None else min(generated, asked.most_output_tokens)
+    ahead = [(row, costs) for row in queue(now) if (costs := learned.get(row.model or ""))]
+    return Forecast(round(output), own, progress.wait(own, sum(_seconds(row, costs) for row, costs in ahead)))
 
 
 def _provenance(batches: Sequence[Batch]) -> dict[str, list[dict[str, Any]]]:

@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,26 @@ def test_lines_that_can_not_be_counted_exactly_are_told_apart(server: Server) ->
         "Content other than text is not counted.": 1,
         "The field 'tools' is not followed.": 1,
     }
+
+
+def test_the_time_it_would_take_is_told_once_the_model_was_measured(server: Server) -> None:
+    lines = [chat_line(str(i), f"measured {i}") for i in range(60)]
+    unknown = _preflight(server, [chat_line("a", model=OTHER)])["expected"]
+    assert unknown == {
+        "output_tokens": None,
+        "seconds": None,
+        "eta_earliest": None,
+        "eta_latest": None,
+        "reason": "Too little has been measured of its models lately.",
+    }
+    assert _preflight(server, [chat_line("a", stream=True)])["expected"]["reason"] == "It would not run."
+    done = server.wait(server.create(lines))
+    now = time.time()
+    found = _preflight(server, lines)["expected"]
+    assert found["reason"] is None
+    assert 0 < found["seconds"] < 60
+    assert now <= found["eta_earliest"] < found["eta_latest"]
+    assert found["output_tokens"] == done["usage"]["output_tokens"]
 
 
 @pytest.mark.parametrize(

@@ -235,3 +235,44 @@ def test_a_cancelled_batch_stops_within_seconds_and_keeps_what_finished(client: 
     assert len(output) == batch["request_counts"]["completed"] > 0
     assert len(output) + len(errors) == 300
     assert {line["error"]["code"] for line in errors} == {"batch_cancelled"}
+
+
+def test_preflight_counts_the_tokens_that_the_engine_counts_and_names_the_lines_that_it_refuses(
+    client: OpenAI, server: Server
+) -> None:
+    texts = [TEXT, "digits 1234567890", "\u8981\u6c42 \U0001f600", "tab\tand\n\nlines", "word " * 400, "<|im_end|>"]
+    parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
+    developer = [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": TEXT}]
+    lines = [chat_line(f"text-{i}", text, max_tokens=1) for i, text in enumerate(texts)]
+    lines.append(chat_line("parts", max_tokens=1, messages=[{"role": "user", "content": parts}]))
+    lines.append(chat_line("developer", max_tokens=1, messages=developer))
+    too_long = [chat_line("prompt", "word " * 1100), chat_line("answer", max_tokens=1025)]
+    file_id = server.upload("".join(lines + too_long))
+    status, _, report = server.request("POST", "/v1/batches/preflight", {"input_file_id": file_id})
+    assert status == 200, report
+    (model,) = report["models"]
+    assert [line["custom_id"] for line in model["too_long"]["data"]] == ["prompt", "answer"]
+    alone = server.request("POST", "/v1/batches/preflight", {"input_file_id": server.upload("".join(lines))})[2]
+    batch, output, errors = _run(client, "".join(lines + too_long), "/v1/chat/completions")
+    counted = sum(_body(line)["usage"]["prompt_tokens"] for line in output.values())
+    assert (batch.status, len(output)) == ("completed", len(lines))
+    assert alone["models"][0]["prompt_tokens"] == counted
+    assert alone["models"][0]["not_counted"] == {}
+    codes = {name: line["response"]["body"]["error"]["code"] for name, line in errors.items()}
+    assert codes == {"prompt": "context_length_exceeded", "answer": "context_length_exceeded"}
+
+    texts = ["hello world", "one two " * 50]
+    asked: list[tuple[str, dict[str, Any], str]] = [
+        ("/v1/responses", {"model": MODEL, "instructions": "Be brief.", "max_output_tokens": 1}, "input_tokens"),
+        ("/v1/embeddings", {"model": EMBEDDING_MODEL}, "prompt_tokens"),
+    ]
+    for url, body, tokens in asked:
+        content = "".join(
+            json.dumps({"custom_id": text, "method": "POST", "url": url, "body": {**body, "input": text}}) + "\n"
+            for text in texts
+        )
+        report = server.request("POST", "/v1/batches/preflight", {"input_file_id": server.upload(content)})[2]
+        _, output, errors = _run(client, content, url)
+        assert errors == {}
+        counted = sum(_body(line)["usage"][tokens] for line in output.values())
+        assert report["models"][0]["prompt_tokens"] == counted
