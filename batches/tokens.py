@@ -4,9 +4,11 @@ It follows vLLM 0.32's renderer for texts. What it can't follow exactly is not c
 guessed. It loads transformers, so it runs in a process of its own (inspection.py).
 """
 
+import json
 import re
 import sys
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,15 @@ _NOT_FOLLOWED_FIELDS = (
     "prompt_cache",
 )
 _ITERATES_CONTENT = re.compile(r"for\s+\w+\s+in\s+(\w+(\.content|\[['\"]content['\"]\])|content)\b")
+
+
+# Words joined by anything but one space, with the one space before them: between two such pieces lies the end of a
+# word, a space, and the beginning of a word.
+_PIECE = re.compile(r"\A\s+\S+(?:(?:[^\S ]|\s\s+)\S+)*(?:\s+\Z)?| ?\S+(?:(?:[^\S ]|\s\s+)\S+)*(?:\s+\Z)?")
+_LONGEST_KEPT = 64  # characters; longer pieces seldom come again
+_MOST_KEPT = 500_000  # pieces, about 60 MB
+# One of each class of characters that the rules of tokenizers tell apart.
+_CLASSES = "aZ\u00e9\u8981" + "7" + ".'/-" + "\u0301" + "\U0001f600"
 
 
 class NotCounted(Exception):
@@ -75,6 +86,7 @@ class Tokenizer:
         self._backend = self._tokenizer.backend_tokenizer
         self._backend.no_truncation()
         self._backend.no_padding()
+        self._kept: dict[str, int] | None = {} if self._ends_at_spaces() else None
         self._template = self._chat_template(_argument(arguments, "--chat-template"))
         self._in_parts = bool(_ITERATES_CONTENT.search(self._template or ""))
 
@@ -87,7 +99,42 @@ class Tokenizer:
 
     def count(self, texts: Sequence[str], special: bool) -> list[int]:
         """Return the tokens of each text, with or without those that the tokenizer adds by itself."""
+        if self._kept is None:
+            return self._encode(texts, special)
+        added = self._backend.num_special_tokens_to_add(False) if special else 0
+        pieces = [_PIECE.findall(text) or [text] for text in texts]
+        unknown = list({piece for found in pieces for piece in found}.difference(self._kept))
+        kept = self._kept
+        kept.update(zip(unknown, self._encode(unknown, False), strict=True))
+        counts = [added + sum(map(kept.__getitem__, found)) for found in pieces]
+        for piece in unknown:
+            if len(piece) > _LONGEST_KEPT:
+                del kept[piece]
+        if len(kept) > _MOST_KEPT:
+            kept.clear()
+        return counts
+
+    def _encode(self, texts: Sequence[str], special: bool) -> list[int]:
         return [len(found) for found in self._backend.encode_batch_fast(texts, add_special_tokens=special)]
+
+    def _ends_at_spaces(self) -> bool:
+        """Return whether a token never goes on over a space between two words, so that words can be counted one by one.
+
+        Byte-level tokenizers cut a text by rules on classes of characters before they look for tokens. Whether the
+        rules cut there is tried with all classes, two characters deep on both sides.
+        """
+        rules = json.loads(self._backend.to_str())
+        steps = rules["pre_tokenizer"] or {}
+        names = {step["type"] for step in steps.get("pretokenizers", [steps]) if step}
+        if "ByteLevel" not in names or (rules["normalizer"] or {"type": "NFC"})["type"] != "NFC":
+            return False
+        for token in rules["added_tokens"]:
+            if token["lstrip"] or token["rstrip"] or token["single_word"] or re.search(r"\s", token["content"]):
+                return False
+        sides = ["".join(pair) for pair in product(_CLASSES, repeat=2)]
+        left, right = self._encode(sides, False), self._encode([f" {side}" for side in sides], False)
+        whole = self._encode([f"{first} {second}" for first, second in product(sides, repeat=2)], False)
+        return whole == [before + after for before, after in product(left, right)]
 
     def prompts(self, endpoint: str, body: dict[str, Any]) -> tuple[list[str], list[int], bool]:
         """Return a request's texts to count, the tokens of what came as tokens, and whether special ones are added.
