@@ -115,7 +115,9 @@ def forecast(work: Mapping[str, Work], now: datetime) -> Forecast | None:
         if costs is None:
             return None
         own += costs.seconds(asked.lines, asked.prompt_tokens)
-        generated = costs.decoded * asked.lines
+        # Costs have the mean answer only of a model that was busy for long.
+        seen = done[model]
+        generated = asked.lines * sum(sample.decoded for sample in seen) / sum(sample.lines for sample in seen)
         output += generated if asked.most_output_tokens is None else min(generated, asked.most_output_tokens)
     ahead = [(row, costs) for row in queue(now) if (costs := learned.get(row.model or ""))]
     return Forecast(round(output), own, progress.wait(own, sum(_seconds(row, costs) for row, costs in ahead)))

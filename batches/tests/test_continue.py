@@ -1,10 +1,18 @@
 """continue_from: only lines that are new, changed or failed run, and one output holds all answers."""
 
 import json
+from datetime import timedelta
 from typing import Any
 
 import pytest
+from django.utils import timezone
 
+from batches.models import Batch
+from batches.states import BatchStatus
+from batches.sweep import delete_unneeded_bytes
+from files import storage
+from files.models import File
+from vbatch_site.models import Project
 from vbatch_site.tests.contract.forms import assert_refused
 from vbatch_site.tests.servers import MODEL, Server, chat_line, wait_until
 
@@ -184,3 +192,25 @@ def test_files_whose_bytes_are_lost_fail_the_batch_with_that_reason(sim_server: 
     assert [(e["code"], e["param"], e["line"]) for e in second["errors"]["data"]] == [
         ("batch_files_gone", "continue_from", None)
     ]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_bytes_of_deleted_files_stay_until_the_batch_that_continues_is_validated() -> None:
+    project, now = Project.default(), timezone.now()
+    fields = {"project": project, "endpoint": "/v1/chat/completions", "completion_window": "24h"}
+    files = [
+        File.objects.create(project=project, purpose="batch", filename="f", bytes=1, path=f"kept-{i}", deleted_at=now)
+        for i in range(2)
+    ]
+    for file in files:
+        with storage.writing(file.path) as out:
+            out.write(b"x")
+    earlier = Batch.begin(window=timedelta(hours=1), input_file_id=files[0].pk, output_file_id=files[1].pk, **fields)
+    earlier.move(BatchStatus.FAILED)
+    later = Batch.begin(window=timedelta(hours=1), input_file_id="file-x", continue_from=earlier.pk, **fields)
+    delete_unneeded_bytes()
+    assert File.objects.filter(pk__in=[file.pk for file in files]).count() == 2
+    storage.opened(files[1].path).close()
+    later.move(BatchStatus.IN_PROGRESS)
+    delete_unneeded_bytes()
+    assert not File.objects.filter(pk__in=[file.pk for file in files]).exists()
