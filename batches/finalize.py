@@ -73,8 +73,8 @@ def finalize(batch_id: str) -> bool:
         with batch_lock(batch_id) as mine:
             if not mine:
                 return False
-            batch = Batch.objects.get(pk=batch_id)
-            if batch.status not in (BatchStatus.FINALIZING, BatchStatus.CANCELLING):
+            batch = Batch.objects.filter(pk=batch_id).first()
+            if batch is None or batch.status not in (BatchStatus.FINALIZING, BatchStatus.CANCELLING):
                 return False
             closed = leases.close_shards(batch_id)
             if closed:
@@ -86,8 +86,13 @@ def finalize(batch_id: str) -> bool:
     return True
 
 
+def file_names(batch_id: str) -> dict[str, str]:
+    """Return the names in the storage of a batch's two files."""
+    return {kind: f"batches/{batch_id}_{kind}.jsonl" for kind in ("output", "error")}
+
+
 def _write(batch: Batch) -> None:
-    names = {kind: f"batches/{batch.pk}_{kind}.jsonl" for kind in ("output", "error")}
+    names = file_names(batch.pk)
     entries: list[Entry] = []
     left_error = wire.CANCELLED
     if batch.status == BatchStatus.FINALIZING:

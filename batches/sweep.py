@@ -13,7 +13,7 @@ from batches.states import TERMINAL, WAITS_FOR_TASK, BatchStatus
 from batches.webhooks import deliveries
 from files import parts, storage
 from files.models import ARRIVAL_TIME, File
-from vbatch_site.openai import idempotency
+from vbatch_site import erasure, retention
 
 # A task that has not moved its batch for this long may be lost; ringing again costs one query if it is not.
 RING_AGAIN = timedelta(seconds=15)
@@ -29,7 +29,8 @@ def sweep() -> None:
             delete_unneeded_bytes()
             parts.sweep(timezone.now())
             storage.delete_abandoned(ARRIVAL_TIME.total_seconds())
-            idempotency.sweep(timezone.now())
+            retention.sweep(timezone.now())
+            erasure.sweep()
             deliveries.sweep(timezone.now())
 
 

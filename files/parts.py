@@ -123,7 +123,10 @@ def add(upload: Upload, data: "UploadedFile[Any]") -> UploadPart:
         check_open(upload)
         raise ApiError(f"An upload takes at most {MAX_UPLOAD_BYTES} bytes and {MAX_PARTS} parts in total.")
     uploads.keep(data, part.path)
-    UploadPart.objects.filter(pk=part.pk).update(stored=True)
+    if not UploadPart.objects.filter(pk=part.pk).update(stored=True):
+        # The project was deleted meanwhile.
+        storage.delete(part.path)
+        raise ApiError(f"No such Upload object: {upload.pk}", param="upload_id", http_status=404)
     return part
 
 

@@ -9,7 +9,7 @@ from django.contrib import admin, messages
 from django.contrib.auth.admin import GroupAdmin, UserAdmin
 from django.contrib.auth.models import Group, User
 from django.core.paginator import Paginator
-from django.db import connection
+from django.db import connection, transaction
 from django.db.models import Model, QuerySet
 from django.http import HttpRequest
 from django.utils import timezone
@@ -17,12 +17,14 @@ from django.utils.functional import cached_property
 from django.utils.html import format_html
 from django_q.admin import FailAdmin, QueueAdmin, ScheduleAdmin, TaskAdmin
 from django_q.models import Failure, OrmQ, Schedule, Success
+from django_q.tasks import async_task
 from unfold.admin import ModelAdmin
 from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationForm
 from unfold.widgets import UnfoldAdminCheckboxSelectMultipleWidget
 
+from vbatch_site import erasure
 from vbatch_site.console.roles import Right, may
-from vbatch_site.models import ApiKey, Project, Scope, all_areas
+from vbatch_site.models import ApiKey, AuditEntry, Project, Scope, all_areas
 from vbatch_site.openai.auth import is_trusted_network
 
 # Between the issue of a successor and the death of the old key: time to bring the new one to every program.
@@ -126,7 +128,7 @@ class RoleAdmin(SiteAdmin, GroupAdmin):  # type: ignore[misc]
 class ProjectAdmin(SiteAdmin):
     """Tenants."""
 
-    list_display = ["name", "weight", "created_at"]
+    list_display = ["name", "weight", "created_at", "deleted_at"]
     search_fields = ["name"]
     fields = [
         "name",
@@ -142,6 +144,24 @@ class ProjectAdmin(SiteAdmin):
     def get_readonly_fields(self, request: HttpRequest, obj: Project | None = None) -> list[str]:
         """Keep the name of a project that exists: keys and scripts refer to it."""
         return ["created_at", "name"] if obj else ["created_at"]
+
+    def get_deleted_objects(
+        self, objs: Any, request: HttpRequest
+    ) -> tuple[list[str], dict[str, int], set[str], list[str]]:
+        """Name what goes without loading every row of it, which is what Django would do."""
+        named = [f"{project.name}: keys, files and their bytes, batches, results, webhooks" for project in objs]
+        return named, {"projects": len(named)}, set(), []
+
+    def delete_model(self, request: HttpRequest, obj: Project) -> None:
+        """Close the project and have it deleted in the background, bytes included."""
+        with transaction.atomic():
+            erasure.close(obj)
+            async_task("vbatch_site.tasks.erase", obj.pk, cluster="default")
+
+    def delete_queryset(self, request: HttpRequest, queryset: QuerySet[Project]) -> None:
+        """Do so with several."""
+        for project in queryset:
+            self.delete_model(request, project)
 
 
 class ApiKeyForm(KeyModelForm):
@@ -205,5 +225,15 @@ class ApiKeyAdmin(SiteAdmin):
     @admin.action(description="Revoke", permissions=["administer"])
     def revoke(self, request: HttpRequest, queryset: QuerySet[ApiKey]) -> None:
         """Make keys useless from the next request on."""
-        count = queryset.filter(revoked_at=None).update(revoked_at=timezone.now())
-        self.message_user(request, f"{count} keys revoked.")
+        revoked = [key for key in queryset if key.revoke(timezone.now())]
+        self.message_user(request, f"{len(revoked)} keys revoked.")
+
+
+@admin.register(AuditEntry)
+class AuditAdmin(ReadOnlyAdmin):
+    """Who did what."""
+
+    list_display = ["at", "actor", "action", "object_id", "project", "via", "address"]
+    list_filter = ["via"]
+    # The whole id: a part of it could only be found by reading the whole table.
+    search_fields = ["object_id__exact"]

@@ -10,9 +10,12 @@ class SiteConfig(AppConfig):
     verbose_name = "Projects and keys"
 
     def ready(self) -> None:
-        """Make the folder that whitenoise looks for, though everything in it is found in the packages."""
+        """Start the audit, and make the folder that whitenoise looks for, though what it serves is in the packages."""
         from django.conf import settings
 
+        from vbatch_site import audit, checks  # noqa: F401 (checks register themselves)
+
+        audit.listen()
         with suppress(OSError):
             settings.STATIC_ROOT.mkdir(parents=True, exist_ok=True)
 

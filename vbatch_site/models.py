@@ -8,11 +8,14 @@ from datetime import datetime, timedelta
 from django.contrib.postgres.fields import ArrayField
 from django.core.validators import MinValueValidator
 from django.db import models, transaction
+from django.dispatch import Signal
 from django.utils import timezone
 
 from vbatch_site.console.roles import RIGHTS
 
 DEFAULT_PROJECT = "default"
+
+key_revoked = Signal()  # with `instance`
 
 # A use is written at most this often, so that a polling client does not cost a write per poll.
 LAST_USED_RESOLUTION = timedelta(minutes=1)
@@ -36,6 +39,7 @@ class Project(models.Model):
     queued_tokens = models.PositiveBigIntegerField(
         null=True, blank=True, help_text=f"About four bytes each, of running batches of one model. {_LIMIT}"
     )
+    deleted_at = models.DateTimeField(null=True, blank=True, editable=False, help_text="Closed; it is being deleted.")
     storage_bytes = models.PositiveBigIntegerField(null=True, blank=True, help_text=f"Of all files. {_LIMIT}")
 
     class Meta:
@@ -81,7 +85,9 @@ class ApiKeyQuerySet(models.QuerySet["ApiKey"]):
         """Return the live key that this text is, with its project loaded."""
         digest = hash_key(key)
         # Found by what is no secret, so that the comparison of what is one takes the same time for every wrong key.
-        for found in self.filter(prefix=key[:_PREFIX], revoked_at=None).select_related("project"):
+        for found in self.filter(prefix=key[:_PREFIX], revoked_at=None, project__deleted_at=None).select_related(
+            "project"
+        ):
             if hmac.compare_digest(found.key_hash, digest) and found.is_live(now):
                 return found
         return None
@@ -153,6 +159,13 @@ class ApiKey(models.Model):
             self.save(update_fields=["successor", "expires_at"])
         return successor, text
 
+    def revoke(self, now: datetime) -> bool:
+        """Make the key useless from the next request on; return False when it was so already."""
+        revoked = bool(ApiKey.objects.filter(pk=self.pk, revoked_at=None).update(revoked_at=now))
+        if revoked:
+            key_revoked.send(ApiKey, instance=self)
+        return revoked
+
     def touch(self, now: datetime, address: str | None) -> None:
         """Note that the key was used, and from where."""
         if self.last_used_at is None or now - self.last_used_at > LAST_USED_RESOLUTION:
@@ -170,6 +183,30 @@ class RequestBucket(models.Model):
 
     def __str__(self) -> str:
         return f"{self.project_id}: {self.full_at}"
+
+
+class AuditEntry(models.Model):
+    """Somebody did something. Written by vbatch_site/audit.py; a trigger refuses every change.
+
+    Everything is text, because an entry outlives what it is about.
+    """
+
+    at = models.DateTimeField(default=timezone.now, db_index=True)
+    via = models.CharField(max_length=10, help_text="api, console, admin or command.")
+    actor = models.CharField(max_length=150, help_text="A key's beginning, a user's name, or who ran the command.")
+    action = models.CharField(max_length=100)
+    object_id = models.CharField(max_length=200, blank=True, db_index=True)
+    project = models.CharField(max_length=64, blank=True)
+    address = models.GenericIPAddressField(null=True, blank=True)
+    request_id = models.CharField(max_length=40, blank=True)
+    detail = models.JSONField(null=True, blank=True)
+
+    class Meta:
+        ordering = ["-id"]
+        verbose_name_plural = "audit"
+
+    def __str__(self) -> str:
+        return f"{self.actor} {self.action} {self.object_id}"
 
 
 class IdempotencyKey(models.Model):

@@ -47,9 +47,21 @@ VBATCH_WEBHOOK_TIMEOUT = env_number("VBATCH_WEBHOOK_TIMEOUT", 10, minimum=0.1)
 VBATCH_WEBHOOK_RETRY_SECONDS = env_number("VBATCH_WEBHOOK_RETRY_SECONDS", 5, minimum=0.1)
 VBATCH_WEBHOOK_MAX_ATTEMPTS = env_int("VBATCH_WEBHOOK_MAX_ATTEMPTS", 20, minimum=1)
 
+VBATCH_AUDIT_DAYS = env_int("VBATCH_AUDIT_DAYS", 365)  # 0: for ever
+
 SECRET_KEY = secret_file("VBATCH_SECRET_KEY", VBATCH_HOME / "secret_key")
 DEBUG = env_bool("VBATCH_DEBUG")
 ALLOWED_HOSTS = env_list("VBATCH_ALLOWED_HOSTS", "*")
+
+# Browsers and SDKs speak TLS to a proxy, which speaks plain HTTP to us and says so in X-Forwarded-Proto.
+VBATCH_HTTPS = env_bool("VBATCH_HTTPS")
+SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = SECURE_SSL_REDIRECT = VBATCH_HTTPS
+SECURE_REDIRECT_EXEMPT = [r"^health$"]  # asked by the proxy itself
+SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if VBATCH_HTTPS else None
+SECURE_HSTS_SECONDS = 31_536_000 if VBATCH_HTTPS else 0
+SECURE_HSTS_INCLUDE_SUBDOMAINS = VBATCH_HTTPS
+# Preloading is a promise about a whole domain, which its owner makes and no program on one of its hosts.
+SILENCED_SYSTEM_CHECKS = ["security.W021"]
 
 INSTALLED_APPS = [
     "unfold",
@@ -72,6 +84,7 @@ INSTALLED_APPS = [
 
 MIDDLEWARE = [
     "vbatch_site.openai.middleware.EnvelopeMiddleware",
+    "vbatch_site.csp.PolicyMiddleware",
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
@@ -80,6 +93,8 @@ MIDDLEWARE = [
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
+    # Next to the views: what comes after it must not change who asks.
+    "vbatch_site.audit.AuditMiddleware",
 ]
 
 ROOT_URLCONF = "vbatch_site.urls"
@@ -190,7 +205,7 @@ Q_CLUSTER: dict[str, Any] = {
     "retry": _TASK_SECONDS + 60,
     "max_attempts": 3,
     "ack_failures": True,
-    "save_limit": 1000,
+    "save_limit": 100,
     "catch_up": False,
     # vLLM starts processes of its own, which a daemonic worker may not.
     "daemonize_workers": False,

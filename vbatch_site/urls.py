@@ -4,7 +4,7 @@ from django.contrib import admin
 from django.templatetags.static import static
 from django.urls import URLPattern, URLResolver, include, path
 from django.views.generic import RedirectView
-from drf_spectacular.views import SpectacularSwaggerView
+from drf_spectacular.views import SpectacularSwaggerSplitView
 
 from vbatch_site.console import urls as site_console
 from vbatch_site.console.landing import landing
@@ -20,7 +20,7 @@ urlpatterns: list[URLPattern | URLResolver] = [
     path("v1/", include("workers.urls")),
     path("api/v1/", include("workers.services_api.urls")),
     path("api/schema/", SchemaView.as_view(), name="schema"),
-    path("docs/", SpectacularSwaggerView.as_view(), name="docs"),
+    path("docs/", SpectacularSwaggerSplitView.as_view(), name="docs"),
     path("docs", RedirectView.as_view(pattern_name="docs")),
     path("health", health),
     path("admin/", admin.site.urls),

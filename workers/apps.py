@@ -12,7 +12,9 @@ class WorkersConfig(AppConfig):
         from django_q.signals import post_spawn
 
         from batches import catalogue as door
-        from workers import catalogue, process
+        from vbatch_site.erasure import Room, register
+        from workers import catalogue, erasure, process
 
         door.provide(catalogue.answerable, catalogue.engines)
+        register("workers", Room(erasure.empty, erasure.is_empty))
         post_spawn.connect(process.start_runner, dispatch_uid="workers.start_runner")

@@ -112,7 +112,7 @@ def rotate(request: HttpRequest, pk: int) -> HttpResponseBase:
 @page(Right.ADMINISTER, methods=("POST",))
 def revoke(request: HttpRequest, pk: int) -> HttpResponseBase:
     """Make a key useless from the next request on."""
-    key = get_object_or_404(ApiKey, pk=pk)
-    if ApiKey.objects.filter(pk=pk, revoked_at=None).update(revoked_at=timezone.now()):
+    key = get_object_or_404(ApiKey.objects.select_related("project"), pk=pk)
+    if key.revoke(timezone.now()):
         say(request, f"{key.name} ({key.prefix}) is revoked.")
     return back(request, reverse("console:keys"))

@@ -1,6 +1,5 @@
 """Who is asking: bearer keys, and the project that each request acts for."""
 
-from ipaddress import ip_address
 from typing import Any
 
 from django.conf import settings
@@ -11,6 +10,7 @@ from rest_framework.request import Request
 from rest_framework.throttling import BaseThrottle
 
 from vbatch_site import limits
+from vbatch_site.audit import address_of
 from vbatch_site.models import ApiKey, Project, Scope
 from vbatch_site.openai.errors import ApiError, Json
 
@@ -20,14 +20,6 @@ _CHALLENGE = {"www-authenticate": 'Bearer realm="vbatch API"'}
 def _masked(key: str) -> str:
     """Return a key as an error may show it."""
     return key if len(key) <= 8 else f"{key[:4]}{'*' * 8}{key[-4:]}"
-
-
-def _address(request: Request) -> str | None:
-    """Return where a request came from; None when the server listens on a socket file."""
-    try:
-        return str(ip_address(request.META.get("REMOTE_ADDR", "")))
-    except ValueError:
-        return None
 
 
 class ApiRequest(Request):
@@ -55,7 +47,7 @@ class BearerAuthentication(BaseAuthentication):
             now = timezone.now()
             key = ApiKey.objects.valid_for(text, now)
             if key is not None:
-                key.touch(now, _address(request))
+                key.touch(now, address_of(request._request))
                 return key.project, key
             if not optional:
                 message = f"Incorrect API key provided: {_masked(text)}. Keys are issued in the admin."
@@ -82,9 +74,9 @@ class RequestRate(BaseThrottle):
 
     def allow_request(self, request: Request, view: Any) -> bool:
         """Return True, or raise the 429."""
-        # Authentication, which comes first, leaves nothing else here.
         project: Any = request.user
-        rate = limits.take_request(project)
+        # The API's description is shown without a key, and counted for nobody.
+        rate = limits.take_request(project) if isinstance(project, Project) else None
         if rate is not None:
             request._request.rate_headers = rate.headers()  # type: ignore[attr-defined]
             if rate.retry_after is not None:
