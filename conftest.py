@@ -1,11 +1,15 @@
 """Fixtures of all rooms."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
 from vbatch_site.tests.servers import Server
+from workers.tests import slurm as slurm_cluster
+from workers.tests.slurm import Cluster
 
 
 @pytest.fixture(scope="session")
@@ -14,6 +18,21 @@ def sim_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with Server(tmp_path_factory.mktemp("sim")) as server:
         yield server
     server.kill_services()
+
+
+@pytest.fixture(scope="session")
+def slurm() -> Iterator[Cluster]:
+    """A real SLURM of this test run's own."""
+    if missing := slurm_cluster.missing():
+        reason = f"SLURM is not installed: {', '.join(missing)} missing (on Debian: apt-get install slurm-wlm munge)"
+        if os.environ.get("CI"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    # Its daemons want a folder that every user may enter.
+    with TemporaryDirectory(prefix="slurm-") as folder:
+        Path(folder).chmod(0o755)
+        with Cluster(Path(folder)) as cluster:
+            yield cluster
 
 
 @pytest.fixture

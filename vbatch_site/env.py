@@ -1,8 +1,10 @@
 """Read environment variables, and fail loudly on a value that makes no sense."""
 
+import json
 import os
 import secrets
 from pathlib import Path
+from typing import Any
 
 
 class BadSetting(SystemExit):
@@ -73,6 +75,18 @@ def env_numbers(name: str, known: tuple[str, ...]) -> dict[str, int]:
 def env_list(name: str, default: str = "") -> list[str]:
     """Return the comma-separated items, blanks removed."""
     return [item.strip() for item in env_str(name, default).split(",") if item.strip()]
+
+
+def env_object(name: str) -> dict[str, Any]:
+    """Return a JSON object, an empty one when the variable is unset."""
+    value = env_str(name, "{}")
+    try:
+        found = json.loads(value)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise BadSetting(name, value, "a JSON object")
+    return found
 
 
 def secret_file(name: str, path: Path) -> str:

@@ -15,6 +15,7 @@ from vbatch_site.env import (
     env_list,
     env_number,
     env_numbers,
+    env_object,
     env_str,
     secret_file,
 )
@@ -36,7 +37,15 @@ VBATCH_LENIENT_CREATE = env_bool("VBATCH_LENIENT_CREATE")
 # Of each project that has none of its own, by the names of its fields; 0 or left out: none.
 VBATCH_PROJECT_LIMITS = env_numbers("VBATCH_PROJECT_LIMITS", PROJECT_LIMITS)
 VBATCH_PROJECT_LIMITS.setdefault("queued_tokens", env_int("VBATCH_ENQUEUED_TOKEN_LIMIT", 0))
-VBATCH_GPU_WORKERS = env_int("VBATCH_GPU_WORKERS", gpu_count() or 1, minimum=1)
+VBATCH_SLURM_RECIPE = env_str("VBATCH_SLURM_RECIPE", "inference/vllm")
+VBATCH_SLURM_CONFIG = env_object("VBATCH_SLURM_CONFIG")
+VBATCH_SLURM_MIN = env_int("VBATCH_SLURM_MIN", 0)
+VBATCH_SLURM_MAX = env_int("VBATCH_SLURM_MAX", 4, minimum=1)
+VBATCH_SLURM_IDLE = env_number("VBATCH_SLURM_IDLE", 300)
+VBATCH_SLURM_LINES = env_int("VBATCH_SLURM_LINES", 5000, minimum=1)
+# Under SLURM a worker has no engine of its own, and feeds one service.
+_SLOTS = VBATCH_SLURM_MAX if VBATCH_LAUNCHER == "slurm" else gpu_count() or 1
+VBATCH_GPU_WORKERS = env_int("VBATCH_GPU_WORKERS", _SLOTS, minimum=1)
 VBATCH_VLLM_ARGS = env_str("VBATCH_VLLM_ARGS")
 VBATCH_SHARE_ANSWERS = env_bool("VBATCH_SHARE_ANSWERS", default=True)
 VBATCH_LEASE_SECONDS = env_number("VBATCH_LEASE_SECONDS", 10, minimum=1)

@@ -103,6 +103,14 @@ class EngineProcess:
         """Whether the process runs."""
         return self._process is not None and self._process.poll() is None
 
+    async def survives(self) -> bool:
+        """Return whether the process lives after a lost connection; a dying one gets a moment to be gone."""
+        for _ in range(10):
+            if not self.is_alive:
+                return False
+            await asyncio.sleep(0.05)
+        return True
+
     def start(self) -> None:
         """Start the process; raise EngineError when there is nothing to start."""
         if self.spec.kind == "vllm":

@@ -16,24 +16,26 @@ from datetime import datetime
 from typing import Any, TypeVar
 
 import msgspec
+from django.conf import settings
 from django.db import DatabaseError, InterfaceError, OperationalError, connections
 from django.utils import timezone
 
 from batches import leases
-from batches.models import Result
 from batches.outcome import Outcome
 from batches.planning import by_answer
 from batches.sweep import sweep
 from batches.wire import Usage
 from workers import demand, registry, scheduler, traffic
 from workers.admission import Admission
+from workers.attached import AttachedSlot
 from workers.backlog import Backlog
 from workers.client import Reply
+from workers.commits import Commit
 from workers.engine import EngineError
 from workers.failures import Failure
 from workers.feeding import LOOK_SECONDS, MOST_LOOK_SECONDS, Feeding, Gauges
 from workers.lines import Held, Line, checked
-from workers.slot import Engine, Slot
+from workers.slot import Engine, NoServiceError, Slot
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +81,8 @@ class Runner:
         self._renewed_at = self._searched_at = 0.0
         self._woken = False
         self._dry = False  # nothing was there to claim when we last looked
-        self._slot = Slot(holder, environment, self._db)
+        slot = AttachedSlot if settings.VBATCH_LAUNCHER == "slurm" else Slot
+        self._slot = slot(holder, environment, self._db)
         self._feeding = Feeding()
         self._admission = Admission()
         self._admissions: dict[str, Admission] = {}  # of the models that ran here: they know how fast each one is
@@ -138,9 +141,13 @@ class Runner:
                 return
             await self._loading
             self._loading = None
+        await self._slot.refresh()
         engine = self._slot.engine
         if engine is not None and not engine.process.is_alive:
             await self._engine_died(engine)
+            return
+        if self._slot.is_closing:
+            await self._leave()
             return
         for held in [held for held in self._held if held.closing and not held.tasks]:
             await self._drop(held)
@@ -187,12 +194,21 @@ class Runner:
             await self._db(leases.release, [held.lease])
         held.close()
 
+    async def _leave(self) -> None:
+        """Leave an engine that ends soon: start nothing more, and give back what would not be done in time."""
+        self._backlog.clear()
+        for held in [held for held in self._held if self._slot.is_over or not held.tasks]:
+            await self._drop(held)
+        if not self._held:
+            self._trial.clear()
+            await self._slot.put_away()
+
     async def _claim(self) -> None:
         """Take shards until enough lines wait in hand, or change the model."""
         await self._hear()
         while not self.stopping and not self._suspects and not self._trial:
             now = timezone.now()
-            waiting = await self._db(leases.waiting, now)
+            waiting = await self._slot.reachable(await self._db(leases.waiting, now))
             facts = self._facts()
             model = scheduler.next_model(waiting, facts, now)
             if model is not None and model != facts.model:
@@ -224,7 +240,7 @@ class Runner:
 
     async def _hear(self) -> None:
         """Learn which models live requests wait for that no other worker serves, and whether they use this one."""
-        wanted = await self._db(demand.wanted, timezone.now())
+        wanted = await self._db(demand.wanted, timezone.now()) if self._slot.serves_live else {}
         self._live = {model: since for model, since in wanted.items() if not self._elsewhere.get(model)}
         if self._admission.is_live and self._slot.model is not None:
             self._live[self._slot.model] = self._slot.since
@@ -255,6 +271,8 @@ class Runner:
         """Have a model loaded, or end the batches that wait for it."""
         try:
             await self._slot.load(model)
+        except NoServiceError:
+            return
         except EngineError as error:
             await self._give_up(model, str(error))
             return
@@ -280,6 +298,11 @@ class Runner:
         for line in suspects:
             self._left(line)
         self._trial.clear()
+        if not await self._slot.blames_lines():
+            for held in list(self._held):
+                await self._drop(held)
+            await self._slot.bury()
+            return
         extra = {"action": "engine_died", "model": engine.model, "in_flight": len(suspects)}
         logger.warning("engine died", extra=extra)
         if len(suspects) == 1:
@@ -339,6 +362,8 @@ class Runner:
                 for line in group:
                     self._start(line, engine)
             return
+        if self._slot.is_closing:
+            return
         limit = min(self._feeding.limit, self._admission.limit)
         while len(self._backlog) and len(self._in_flight) < limit and not self.stopping:
             self._start(self._backlog.next(), engine)
@@ -367,7 +392,7 @@ class Runner:
             while True:
                 line.attempts += 1
                 reply, usage = checked(await engine.client.post(line.held.lease.endpoint, body))
-                if reply.failure is Failure.CONNECTION_LOST and not await self._survives(engine):
+                if reply.failure is Failure.CONNECTION_LOST and not await engine.process.survives():
                     line.attempts -= 1
                     self._wake.set()
                     return  # stays in flight, and so among the suspects
@@ -376,18 +401,11 @@ class Runner:
                 await asyncio.sleep(BACKOFF_SECONDS * 2 ** (line.attempts - 1) * random.uniform(0.75, 1.25))  # noqa: S311
             if reply.failure is None:
                 self._culprits = 0
+                self._slot.took(time.monotonic() - started)
             self._finish(line, line.outcomes(reply, usage, int((time.monotonic() - started) * 1000)))
         except asyncio.CancelledError:
             self._left(line)
             raise
-
-    async def _survives(self, engine: Engine) -> bool:
-        """Return whether the engine lives after a lost connection; a dying one gets a moment to be gone."""
-        for _ in range(10):
-            if not engine.process.is_alive:
-                return False
-            await asyncio.sleep(0.05)
-        return True
 
     def _finish(self, line: Line, outcomes: list[Outcome]) -> None:
         self._left(line)
@@ -420,7 +438,7 @@ class Runner:
         finished, self._finished = self._finished, []
         if not finished:
             return
-        await self._db(_Commit([(held.lease, outcome) for held, outcome in finished]))
+        await self._db(Commit([(held.lease, outcome) for held, outcome in finished]))
         for held, _ in finished:
             held.uncommitted -= 1
         for held in {held for held, _ in finished if held.uncommitted == 0}:
@@ -499,19 +517,3 @@ def _closing(function: Callable[..., T], *args: Any) -> Callable[[], T]:
             raise
 
     return call
-
-
-class _Commit:
-    """One commit, which may be called again when the database's answer was lost."""
-
-    def __init__(self, finished: list[tuple[leases.Lease, Outcome]]) -> None:
-        self._finished = finished
-        self._tried = False
-
-    def __call__(self) -> None:
-        _, first = self._finished[0]
-        # All of a commit is one transaction, so its first row tells whether the lost answer was a yes.
-        if self._tried and Result.objects.filter(batch_id=first.batch_id, line=first.line).exists():
-            return
-        self._tried = True
-        leases.commit(self._finished)

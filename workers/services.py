@@ -5,15 +5,19 @@ Their rows move as what the launcher sees of their jobs, combined with whether `
 
 import logging
 import secrets
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
 
 from django.conf import settings
-from django.db.models import QuerySet
+from django.db import transaction
+from django.db.models import F, Q, QuerySet
 from django.utils import timezone
 
+from batches import leases
 from vbatch_site.models import Project
-from workers import orders
+from workers import orders, registry
 from workers.keys import engine_key
 from workers.launchers import Known, Launcher, LaunchError, Phase, Sight, tail
 from workers.launchers.local import LocalLauncher
@@ -191,3 +195,73 @@ def _note_ready(service: Service) -> None:
 def _note_process(service: Service, sight: Sight) -> None:
     if service.launcher == Launchers.LOCAL:
         Service.objects.filter(pk=service.pk).update(pid=None, process_started=None)
+
+
+# What runners ask.
+
+WORKER_SILENCE = timedelta(seconds=15)  # after which a worker's service is free for another
+LEAST_LIFE = timedelta(seconds=15)  # that a service must have left to be worth attaching to
+
+
+@dataclass(frozen=True, slots=True)
+class Fed:
+    """A service that a worker feeds."""
+
+    pk: int
+    job_id: str
+    model: str
+    endpoints: list[str]
+    url: str
+    key: str
+    ends_at: datetime | None
+    folder: Path
+
+
+def _free(avoid: Collection[int]) -> "QuerySet[Service]":
+    now = timezone.now()
+    nobody = Q(fed_by=None) | Q(fed_by__stopped_at__isnull=False) | Q(fed_by__seen_at__lt=now - WORKER_SILENCE)
+    lasting = Q(ends_at=None) | Q(ends_at__gt=now + LEAST_LIFE)
+    return launched().filter(nobody, lasting, state=ServiceState.RUNNING).exclude(pk__in=avoid)
+
+
+def free_models(avoid: Collection[int] = ()) -> set[str]:
+    """Return the models of running services that no worker feeds."""
+    return set(_free(avoid).values_list("model__name", flat=True))
+
+
+def attach(model: str, holder: str, avoid: Collection[int] = ()) -> Fed | None:
+    """Make a worker the one that feeds a free service of a model; None when there is none."""
+    registry.beat(holder)
+    with transaction.atomic():
+        rows = (
+            _free(avoid).filter(model__name=model).select_related("model").order_by(F("ends_at").desc(nulls_first=True))
+        )
+        row = rows.select_for_update(skip_locked=True, of=("self",)).first()
+        if row is None:
+            return None
+        Service.objects.filter(pk=row.pk).update(fed_by_id=holder, used_at=timezone.now())
+    return Fed(
+        row.pk,
+        row.job_id,
+        row.model.name,
+        row.model.endpoints,
+        row.url,
+        engine_key(row.pk),
+        row.ends_at,
+        folder_of(row),
+    )
+
+
+def look(service_id: int, holder: str) -> Service | None:
+    """Return a service that a worker still may feed, None when it is not there for it any more."""
+    return Service.objects.filter(pk=service_id, fed_by_id=holder, state=ServiceState.RUNNING).first()
+
+
+def detach(service_id: int, holder: str) -> None:
+    """Let go of a service."""
+    Service.objects.filter(pk=service_id, fed_by_id=holder).update(fed_by=None)
+
+
+def is_wanted(model: str) -> bool:
+    """Return whether a batch has open lines of a model."""
+    return any(work.model == model and work.lines + work.held for work in leases.waiting(timezone.now()))

@@ -8,7 +8,7 @@ woken before its canary sings the same song.
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 from django.conf import settings
 from django.utils import timezone
 
+from batches.demand import Waiting
 from workers import canary, machine, registry, traffic
 from workers.client import EngineClient
 from workers.engine import EngineError, EngineProcess, EngineSpec
@@ -36,11 +37,15 @@ DRAIN_LEAST_SECONDS = 1.6
 Database = Callable[..., Awaitable[Any]]
 
 
+class NoServiceError(EngineError):
+    """No service of a model is there to be fed now; nobody's fault, and soon otherwise."""
+
+
 @dataclass(eq=False, slots=True)
 class Engine:
     """A running engine, the way to talk to it, and its row."""
 
-    process: EngineProcess
+    process: Any  # EngineProcess or AttachedEngine
     client: EngineClient
     row: int
     song: bytes | None = None  # the canary's answer after the cold load
@@ -48,7 +53,8 @@ class Engine:
     @property
     def model(self) -> str:
         """The model's name."""
-        return self.process.spec.name
+        name: str = self.process.spec.name
+        return name
 
     @property
     def can_sleep(self) -> bool:
@@ -67,6 +73,8 @@ class Engine:
 class Slot:
     """Loads, swaps and stops the engines of one runner."""
 
+    serves_live = True  # an engine may be loaded for live requests alone
+
     def __init__(self, holder: str, environment: dict[str, str], database: Database) -> None:
         self.engine: Engine | None = None
         self.since: datetime = timezone.now()
@@ -79,6 +87,30 @@ class Slot:
     def model(self) -> str | None:
         """The model that is loaded, None when none is."""
         return self.engine.model if self.engine else None
+
+    @property
+    def is_closing(self) -> bool:
+        """Whether it is too late to start lines on this engine."""
+        return False
+
+    @property
+    def is_over(self) -> bool:
+        """Whether what is in flight must be given up now."""
+        return False
+
+    async def refresh(self) -> None:
+        """Look how the engine is; a child process needs no look."""
+
+    async def reachable(self, waiting: Sequence[Waiting]) -> Sequence[Waiting]:
+        """Return the work that this slot could take: any model can be loaded."""
+        return waiting
+
+    def took(self, seconds: float) -> None:
+        """Learn from a line that is done."""
+
+    async def blames_lines(self) -> bool:
+        """Return whether a dead engine may have been killed by one of its lines."""
+        return True
 
     async def load(self, model: str) -> None:
         """Make this model the loaded one; raise EngineError when it can't be."""

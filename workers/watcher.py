@@ -17,7 +17,7 @@ from django.db.models import Q, QuerySet
 from django.utils import timezone
 
 from batches.locks import batch_lock
-from workers import devices, machine, services
+from workers import devices, machine, scaling, services
 from workers.keys import engine_key
 from workers.launchers import Sight
 from workers.launchers.local import LocalLauncher
@@ -87,6 +87,8 @@ def _live(launcher: Launcher) -> "QuerySet[Service]":
 def _watch_slurm() -> None:
     rows = list(_live(Launcher.SLURM).order_by("created_at"))
     _note(rows, _slurm.look([services.known(row) for row in rows]))
+    if settings.VBATCH_LAUNCHER == Launcher.SLURM:
+        scaling.step()
 
 
 def _watch_local(host: str) -> None:

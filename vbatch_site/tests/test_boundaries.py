@@ -42,6 +42,7 @@ PURE = [
     "workers/engine.py",
     "workers/machine.py",
     "workers/recipes.py",
+    "workers/autoscale.py",
     "workers/launchers/__init__.py",
     "workers/launchers/job.py",
     "workers/launchers/local.py",

@@ -97,7 +97,7 @@ def _time(value: datetime | None) -> str | None:
 
 
 def _status(state: str) -> Status:
-    found: Status = "running" if state == ServiceState.SLEEPING else state  # type: ignore[assignment]
+    found: Status = "running" if state in (ServiceState.SLEEPING, ServiceState.DRAINING) else state  # type: ignore[assignment]
     return found
 
 

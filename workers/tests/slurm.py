@@ -6,6 +6,8 @@ import shutil
 import socket
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -48,6 +50,7 @@ InactiveLimit=0
 SlurmdParameters=config_overrides
 OverTimeLimit=0
 MailProg=/bin/true
+MessageTimeout=3
 NodeName={host} NodeAddr=127.0.0.1 CPUs=16 RealMemory={memory} State=UNKNOWN
 PartitionName=main Nodes={host} Default=YES MaxTime=INFINITE State=UP OverSubscribe=NO
 """
@@ -104,7 +107,7 @@ class Cluster:
         files = {"key-file": "key", "socket": "socket", "pid-file": "pid", "log-file": "log", "seed-file": "seed"}
         self._spawn(["munged", "--foreground", "--force", *(f"--{k}={munge / v}" for k, v in files.items())])
         wait_until((munge / "socket").exists, 20)
-        self._spawn(["slurmctld", "-D", "-f", str(self.conf)])
+        self._controller = self._spawn(["slurmctld", "-D", "-f", str(self.conf)])
         self.start_node()
 
     def start_node(self) -> None:
@@ -115,9 +118,19 @@ class Cluster:
     def kill_node(self) -> None:
         """Kill the node's daemon and everything that it started, as if its power were cut."""
         assert self._node is not None
-        for process in [*self._steps(), psutil.Process(self._node.pid)]:
+        for process in [psutil.Process(self._node.pid), *self._steps()]:
             process.kill()
         self._node.wait()
+
+    @contextmanager
+    def controller_away(self) -> Iterator[None]:
+        """Stop the controller for the length of a block."""
+        controller = psutil.Process(self._controller.pid)
+        controller.suspend()
+        try:
+            yield
+        finally:
+            controller.resume()
 
     def stop(self) -> None:
         """End all jobs and daemons."""
@@ -136,6 +149,11 @@ class Cluster:
                 daemon.kill()
                 daemon.wait()
 
+    def cancel_all(self) -> None:
+        """End all jobs."""
+        self.ask("scancel", "-u", psutil.Process().username())
+        wait_until(lambda: not self._steps(), 20)
+
     def ask(self, *command: str) -> str:
         """Return what one of SLURM's commands prints, nothing when it fails."""
         done = subprocess.run(command, env=self._env(), stdout=subprocess.PIPE, text=True, check=False)  # noqa: S603
@@ -152,11 +170,13 @@ class Cluster:
 
     def _steps(self) -> list[psutil.Process]:
         """Return what runs of this cluster's jobs, steps' daemons first."""
-        daemons = {process.pid for process in self._processes}
         found: list[psutil.Process] = []
         for process in psutil.process_iter():
             try:
-                if process.pid not in daemons and process.environ().get("SLURM_CONF") == str(self.conf):
+                environment = process.environ()
+                # The servers under test know the cluster too.
+                is_ours = "SLURM_JOB_ID" in environment or process.name().startswith("slurmstepd")
+                if is_ours and environment.get("SLURM_CONF") == str(self.conf):
                     found.append(process)
             except psutil.Error:
                 continue

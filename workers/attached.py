@@ -1,0 +1,162 @@
+"""A runner's slot without an engine of its own: it feeds running services that a launcher started, one at a time."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from django.conf import settings
+from django.utils import timezone
+
+from batches.demand import Waiting
+from workers import services
+from workers.client import EngineClient
+from workers.engine import EngineSpec
+from workers.launchers import Phase, end_of
+from workers.slot import Database, Engine, NoServiceError, Slot
+
+logger = logging.getLogger(__name__)
+
+# Before its time limit ends a service, what is in flight is given up and goes to another.
+LAST_MOMENT = timedelta(seconds=4)
+# Lines are taken to need this many times what the slowest of late took.
+LINE_FACTOR = 1.5
+_FORGETTING = 0.995  # of the slowest line's time, with each line that is done
+WORD_SECONDS = 6.0  # that an engine which died gets to leave word of it
+AVOID_SECONDS = 20.0  # for which a service that was lost is not fed again
+_POLL_SECONDS = 0.5
+_REFRESH_SECONDS = 0.5
+
+
+class AttachedEngine:
+    """A service that is fed, with what runners ask of an engine's process."""
+
+    def __init__(self, row: services.Fed) -> None:
+        self.spec = EngineSpec(row.model, row.model, (), "vllm", Path(), tuple(row.endpoints))
+        self.url, self.api_key = row.url, row.key
+        self.ends_at = row.ends_at
+        self.folder = row.folder
+        self.is_alive = True
+        self.client = EngineClient(row.url, row.key, settings.VBATCH_REQUEST_TIMEOUT)
+
+    async def survives(self) -> bool:
+        """Return whether the service still answers after a lost connection."""
+        if self.is_alive and not await self.client.is_healthy():
+            self.is_alive = False
+        return self.is_alive
+
+    def stop(self) -> None:
+        """Do nothing: the service goes on."""
+
+
+class AttachedSlot(Slot):
+    """Attaches to services, and lets go of them in time."""
+
+    serves_live = False
+
+    def __init__(self, holder: str, environment: dict[str, str], database: Database) -> None:
+        super().__init__(holder, environment, database)
+        self._slowest = 0.0  # seconds that a line took of late
+        self._looked_at = 0.0
+        self._avoid: dict[int, float] = {}  # services that were lost, and until when they are left alone
+        self._needed = False  # lines are in hand that only this model's engine can clear of suspicion
+
+    async def load(self, model: str) -> None:
+        """Attach to a running service of the model; raise NoServiceError when there is none."""
+        await self.put_away()
+        while True:
+            row = await self._db(services.attach, model, self._holder, self._avoided())
+            if row is not None:
+                break
+            if not self._needed or not await self._db(services.is_wanted, model):
+                self._needed = False
+                raise NoServiceError(f"No service of {model} is free.", is_retriable=True)
+            await asyncio.sleep(_POLL_SECONDS)
+        self._needed = False
+        self._slowest = 0.0
+        process = AttachedEngine(row)
+        self.engine, self.since = Engine(process, process.client, row.pk), timezone.now()
+        logger.info("service attached", extra={"action": "attach", "model": model, "service": row.job_id})
+
+    async def refresh(self) -> None:
+        """Look how the service is."""
+        engine = self.engine
+        if engine is None or time.monotonic() - self._looked_at < _REFRESH_SECONDS:
+            return
+        self._looked_at = time.monotonic()
+        row = await self._db(services.look, engine.row, self._holder)
+        if row is None:
+            engine.process.is_alive = False
+        else:
+            engine.process.ends_at = row.ends_at
+
+    async def reachable(self, waiting: Sequence[Waiting]) -> list[Waiting]:
+        """Return the work for the attached service and for those that are free."""
+        free = await self._db(services.free_models, self._avoided())
+        return [work for work in waiting if work.model == self.model or work.model in free]
+
+    @property
+    def last_start(self) -> datetime | None:
+        """When the last line may be started that still ends before the service does."""
+        ends_at = self.engine.process.ends_at if self.engine is not None else None
+        return ends_at - LAST_MOMENT - timedelta(seconds=self._slowest * LINE_FACTOR) if ends_at else None
+
+    @property
+    def is_closing(self) -> bool:
+        """Whether it is too late to start lines."""
+        last = self.last_start
+        return last is not None and timezone.now() >= last
+
+    @property
+    def is_over(self) -> bool:
+        """Whether what is in flight must be given up now."""
+        ends_at = self.engine.process.ends_at if self.engine is not None else None
+        return ends_at is not None and timezone.now() >= ends_at - LAST_MOMENT
+
+    def took(self, seconds: float) -> None:
+        """Learn from a line that is done."""
+        self._slowest = max(seconds, self._slowest * _FORGETTING)
+
+    async def blames_lines(self) -> bool:
+        """Return whether the engine died by itself, and not with its job: then a line may have killed it."""
+        engine = self.engine
+        deadline = time.monotonic() + WORD_SECONDS
+        while engine is not None and time.monotonic() < deadline:
+            end = end_of(engine.process.folder)
+            if end is not None:
+                self._needed = end.phase is Phase.FAILED
+                return self._needed
+            if await self._db(services.look, engine.row, self._holder) is None:
+                return False
+            await asyncio.sleep(_POLL_SECONDS)
+        return False
+
+    async def put_away(self) -> None:
+        """Let go of the service; it goes on."""
+        engine, self.engine = self.engine, None
+        if engine is not None:
+            await engine.client.close()
+            await self._db(services.detach, engine.row, self._holder)
+
+    async def bury(self) -> None:
+        """Let go of a service that died."""
+        if self.engine is not None:
+            # Until those who watch it have seen what became of it.
+            self._avoid[self.engine.row] = time.monotonic() + AVOID_SECONDS
+        await self.put_away()
+
+    def _avoided(self) -> list[int]:
+        now = time.monotonic()
+        self._avoid = {row: until for row, until in self._avoid.items() if until > now}
+        return list(self._avoid)
+
+    async def stop(self) -> None:
+        """Let go of the service."""
+        await self.put_away()
+
+    async def stop_quietly(self) -> None:
+        """Let go without a word to the database: a silent worker's service is free for others."""
+        if self.engine is not None:
+            await self.engine.client.close()
