@@ -1,0 +1,48 @@
+"""Measure what an engine's arguments are worth, on the sample model: the ground for a catalogue entry's defaults.
+
+    python benchmarks/engine_arguments.py [--part 0.2] [--json FILE]
+
+Every set of arguments runs the same unrelated requests through `manage.py run_batch`; the first row is vLLM's own
+defaults. Needs the sample models (`make samples`).
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+import workloads
+from run_batch import ours
+
+# Together with what workers/machine.py adds on a processor without bfloat16.
+BASE = "--max-model-len 2048"
+SETS = {
+    "vLLM's defaults": "",
+    "eager": "--enforce-eager",
+    "eager, 32 at once": "--enforce-eager --max-num-seqs 32",
+    "eager, 512 at once": "--enforce-eager --max-num-seqs 512",
+    "eager, 8192 tokens a step": "--enforce-eager --max-num-batched-tokens 8192",
+}
+
+
+def main() -> None:
+    """Print a row for each set."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", type=float, default=0.2, help="of the 600 unrelated requests")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    rates = {}
+    for name, arguments in SETS.items():
+        with tempfile.TemporaryDirectory(prefix="vbatch-bench-") as folder:
+            source = Path(folder) / "in.jsonl"
+            source.write_text("\n".join(workloads.unrelated(options.part)) + "\n")
+            rates[name] = ours(source, Path(folder), f"{BASE} {arguments}".strip())["requests_per_second"]
+        sys.stdout.write(f"{name:28} {rates[name]:8.2f} requests/s\n")
+        sys.stdout.flush()
+        if options.json:
+            options.json.write_text(json.dumps(rates, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
