@@ -1,5 +1,7 @@
 """Deliveries on their way: real couriers, real rows, real receivers."""
 
+import socket
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -94,6 +96,31 @@ def test_receivers_that_hang_hold_up_nobody_else() -> None:
             courier.wake()  # as the doorbell does
             wait_until(lambda: _states(endpoint) == {"delivered": 1})
             assert len(slow.received) == deliveries.PER_HOST
+
+
+def test_names_that_nobody_resolves_hold_up_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = threading.Semaphore(0)
+
+    def resolve(host: str, port: int, *args: Any, **more: Any) -> Any:
+        if host != "good.example":
+            asked.release()
+            time.sleep(3)
+            raise socket.gaierror(socket.EAI_AGAIN, "no answer")
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))]
+
+    with Receiver() as good:
+        for i in range(8):
+            _queue(_endpoint(f"http://dead-{i}.example/"), 10)
+        endpoint = _endpoint(f"http://good.example:{good.port}/")
+        monkeypatch.setattr(socket, "getaddrinfo", resolve)
+        with _couriers() as (courier,):
+            for _ in range(8 * deliveries.PER_HOST):
+                assert asked.acquire(timeout=20)
+            started = time.monotonic()
+            _queue(endpoint)
+            courier.wake()
+            wait_until(lambda: good.received)
+            assert time.monotonic() - started < 2
 
 
 def test_a_delivery_whose_worker_died_is_made_by_another_under_the_same_id() -> None:

@@ -1,5 +1,7 @@
 """Webhook endpoints and deliveries in the admin."""
 
+from typing import Any
+
 from django.contrib import admin, messages
 from django.db.models import QuerySet
 from django.http import HttpRequest
@@ -8,6 +10,24 @@ from batches.webhooks import deliveries, endpoints
 from batches.webhooks.models import WebhookDelivery, WebhookEndpoint
 from batches.webhooks.payload import EventType
 from vbatch_site.admin import ReadOnlyAdmin
+
+_OFFERED = 100  # endpoints in the filter of deliveries
+
+
+class OfEndpoint(admin.SimpleListFilter):
+    """Deliveries of one endpoint. Not Django's own filter: that looks through all deliveries for what to offer."""
+
+    title = "endpoint"
+    parameter_name = "endpoint"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        """Offer the newest endpoints of projects."""
+        rows = WebhookEndpoint.objects.listed().select_related("project")[:_OFFERED]
+        return [(endpoint.pk, f"{endpoint} ({endpoint.project})") for endpoint in rows]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[WebhookDelivery]) -> QuerySet[WebhookDelivery]:
+        """Keep those of the chosen one."""
+        return queryset.filter(endpoint=self.value()) if self.value() else queryset
 
 
 @admin.register(WebhookEndpoint)
@@ -72,15 +92,21 @@ class WebhookDeliveryAdmin(ReadOnlyAdmin):
         "next_attempt_at",
         "created_at",
     ]
-    list_filter = ["state", "event_type", ("endpoint", admin.RelatedOnlyFieldListFilter)]
+    list_filter = ["state", "event_type", OfEndpoint]
     list_select_related = ["endpoint"]
     search_fields = ["id", "event_id", "batch_id", "endpoint__id"]
     actions = ["redeliver"]
     exclude = ["payload", "host"]
+    readonly_fields = ["body"]
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[WebhookDelivery]:
         """Leave out what a list does not show."""
         return WebhookDelivery.objects.defer("payload", "log")
+
+    @admin.display
+    def body(self, delivery: WebhookDelivery) -> str:
+        """Return what is sent."""
+        return bytes(delivery.payload).decode()
 
     @admin.action(description="Send again", permissions=["administer"])
     def redeliver(self, request: HttpRequest, queryset: QuerySet[WebhookDelivery]) -> None:

@@ -41,6 +41,8 @@ class Courier:
 
     async def run(self) -> None:
         """Work until asked to stop."""
+        # A look-up of a dead name occupies a thread for long; asyncio's own few would be all taken by two such names.
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(IN_FLIGHT, "courier-dns"))
         allow_private = settings.VBATCH_WEBHOOK_ALLOW_PRIVATE
         async with Client(settings.VBATCH_WEBHOOK_TIMEOUT, allow_private=allow_private) as client:
             try:
