@@ -1,4 +1,4 @@
-.PHONY: setup samples demo serve test lint bench clean
+.PHONY: setup samples demo serve test lint bench screenshots clean
 
 PYTHON := .venv/bin/python
 
@@ -23,6 +23,10 @@ lint: setup
 
 bench: samples
 	@scripts/bench
+
+# Every page of the console, in both themes and at two widths, in the folder OUT; needs Debian's chromium.
+screenshots: samples
+	@$(PYTHON) -m vbatch_site.tests.screens $(or $(OUT),screenshots)
 
 clean:
 	rm -rf .venv build .mypy_cache .ruff_cache .pytest_cache .hypothesis staticfiles

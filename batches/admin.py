@@ -1,11 +1,17 @@
 """Batches in the admin."""
 
+from collections.abc import Callable
+
 from django.contrib import admin, messages
 from django.db.models import QuerySet
 from django.http import HttpRequest
+from django.urls import reverse
+from django.utils.html import format_html
+from unfold.decorators import display
 
 from batches import steering
 from batches.models import Batch, BatchEvent, Result, Shard, StaleTransition
+from batches.states import COLOURS, BatchStatus
 from batches.webhooks import admin as webhooks
 from vbatch_site.admin import ReadOnlyAdmin
 
@@ -17,23 +23,52 @@ __all__ = ["webhooks"]
 class BatchAdmin(ReadOnlyAdmin):
     """Batches of all projects."""
 
-    list_display = ["id", "status", "model", "endpoint", "total", "completed", "failed", "project", "created_at"]
+    list_display = ["id", "state", "model", "endpoint", "total", "completed", "failed", "project", "created_at", "page"]
     list_filter = ["status", "endpoint", "project"]
     list_select_related = ["project"]
-    search_fields = ["id", "model", "input_file_id"]
-    actions = ["cancel"]
+    # Whole values and beginnings: a text somewhere in a million rows is not found in time.
+    search_fields = ["id__startswith", "model__exact", "input_file_id__exact"]
+    search_help_text = "The beginning of an id, a model's name, or an input file's id"
+    actions = ["cancel", "pause", "resume"]
+
+    @display(  # type: ignore[untyped-decorator]  # Unfold ships no types
+        description="Status", ordering="status", label={status.value: COLOURS[status] for status in BatchStatus}
+    )
+    def state(self, obj: Batch) -> str:
+        """Show the state in its colour."""
+        return obj.status
+
+    @display(description="Console")  # type: ignore[untyped-decorator]
+    def page(self, obj: Batch) -> str:
+        """Lead to the page with results, downloads and retry."""
+        return format_html('<a href="{}">Open</a>', reverse("console:batch", args=[obj.pk]))
 
     @admin.action(description="Cancel", permissions=["operate"])
     def cancel(self, request: HttpRequest, queryset: QuerySet[Batch]) -> None:
         """Cancel those that can still be cancelled."""
-        cancelled = 0
+        self._steer(request, queryset, steering.cancel, "batches are being cancelled.")
+
+    @admin.action(description="Pause", permissions=["operate"])
+    def pause(self, request: HttpRequest, queryset: QuerySet[Batch]) -> None:
+        """Pause those that run."""
+        self._steer(request, queryset, steering.pause, "batches are paused.")
+
+    @admin.action(description="Resume", permissions=["operate"])
+    def resume(self, request: HttpRequest, queryset: QuerySet[Batch]) -> None:
+        """Let paused ones go on."""
+        self._steer(request, queryset, steering.resume, "batches go on.")
+
+    def _steer(
+        self, request: HttpRequest, queryset: QuerySet[Batch], do: Callable[[Batch, str], None], done: str
+    ) -> None:
+        steered = 0
         for batch in queryset:
             try:
-                steering.cancel(batch, by=str(request.user))
-                cancelled += 1
+                do(batch, str(request.user))
+                steered += 1
             except StaleTransition:
                 self.message_user(request, f"{batch.pk} has ended or is ending.", messages.WARNING)
-        self.message_user(request, f"{cancelled} batches are being cancelled.")
+        self.message_user(request, f"{steered} {done}")
 
 
 @admin.register(BatchEvent)
@@ -42,7 +77,8 @@ class BatchEventAdmin(ReadOnlyAdmin):
 
     list_display = ["batch_id", "at", "status", "reason"]
     list_filter = ["status"]
-    search_fields = ["batch__id"]
+    search_fields = ["batch_id__exact"]
+    search_help_text = "The id of a batch"
 
 
 @admin.register(Shard)
@@ -51,7 +87,8 @@ class ShardAdmin(ReadOnlyAdmin):
 
     list_display = ["batch_id", "index", "model", "state", "count", "done", "epoch", "holder", "lease_expires_at"]
     list_filter = ["state"]
-    search_fields = ["batch__id"]
+    search_fields = ["batch_id__exact"]
+    search_help_text = "The id of a batch"
     exclude = ["lines"]
 
 
@@ -60,5 +97,6 @@ class ResultAdmin(ReadOnlyAdmin):
     """Finished lines of batches that are not finalized yet."""
 
     list_display = ["batch_id", "line", "status_code", "error_code", "attempts", "milliseconds", "output_tokens"]
-    search_fields = ["batch__id"]
+    search_fields = ["batch_id__exact"]
+    search_help_text = "The id of a batch"
     exclude = ["body"]

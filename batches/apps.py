@@ -19,3 +19,17 @@ class BatchesConfig(AppConfig):
         signals.moved.connect(events.on_move, dispatch_uid="batches.webhooks.on_move")
         signals.progressed.connect(events.on_progress, dispatch_uid="batches.webhooks.on_progress")
         post_spawn.connect(process.start_courier, dispatch_uid="batches.webhooks.start_courier")
+        self._furnish_console()
+
+    def _furnish_console(self) -> None:
+        from batches.console import board, hooks, uses
+        from files.console import pages
+        from vbatch_site.console import registry
+        from vbatch_site.console.registry import Panel
+
+        registry.add_tiles(board.tiles)
+        registry.add_warnings(hooks.warnings)
+        registry.add_panel(Panel("console/batches/_board_throughput.html", board.throughput, order=10, wide=True))
+        registry.add_panel(Panel("console/batches/_board_active.html", board.active, order=20, wide=True))
+        registry.add_panel(Panel("console/batches/_board_events.html", board.events, order=60))
+        pages.add_user(uses.of_file, uses.count)

@@ -5,14 +5,17 @@ found without reading the answers. It is written while the batch is finalized an
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from struct import Struct
 from typing import BinaryIO, NamedTuple
 
 ID_BYTES = 64  # of a custom_id; a longer one is cut here and whole in the file
-_RECORD = Struct(f"<IBQIQIHHIIII24s12s{ID_BYTES}s")
+_REASON_BYTES = 12
+_RECORD = Struct(f"<IBQIQIHHIIII24s{_REASON_BYTES}s{ID_BYTES}s")
 SIZE = _RECORD.size
 _FILE_AT = 4  # the byte of a record that names the file
+_REASON_AT = SIZE - ID_BYTES - _REASON_BYTES
 
 OUTPUT, ERROR = 0, 1
 
@@ -68,7 +71,7 @@ def _cut(text: str, size: int) -> bytes:
 def pack(entry: Entry) -> bytes:
     """Return one record."""
     *numbers, code, reason, custom_id = entry
-    return _RECORD.pack(*numbers, _cut(code, 24), _cut(reason, 12), _cut(custom_id, ID_BYTES))
+    return _RECORD.pack(*numbers, _cut(code, 24), _cut(reason, _REASON_BYTES), _cut(custom_id, ID_BYTES))
 
 
 def _unpack(fields: tuple[int | bytes, ...]) -> Entry:
@@ -116,6 +119,12 @@ class LineIndex:
             if within >= SIZE - ID_BYTES and within + len(wanted) <= SIZE and (not found or found[-1] != place):
                 found.append(place)
         return found
+
+    def reasons(self) -> dict[str, int]:
+        """Return how many lines ended for each reason that answers gave, the most frequent first."""
+        data = self._data()
+        found = Counter(data[at : at + _REASON_BYTES] for at in range(_REASON_AT, len(data), SIZE))
+        return {key.rstrip(b"\0").decode(): n for key, n in found.most_common() if key.strip(b"\0")}
 
     def entries(self) -> Iterator[Entry]:
         """Yield all records."""

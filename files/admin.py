@@ -13,7 +13,8 @@ class FileAdmin(ReadOnlyAdmin):
     list_display = ["id", "filename", "purpose", "bytes", "project", "created_at", "expires_at", "deleted_at"]
     list_filter = ["purpose", "project"]
     list_select_related = ["project"]
-    search_fields = ["id", "filename"]
+    search_fields = ["id__startswith", "filename__startswith"]
+    search_help_text = "The beginning of an id or of a name"
 
 
 @admin.register(Upload)
@@ -33,4 +34,5 @@ class UploadAdmin(ReadOnlyAdmin):
     ]
     list_filter = ["state", "purpose", "project"]
     list_select_related = ["project"]
-    search_fields = ["id", "filename"]
+    search_fields = ["id__startswith", "filename__startswith"]
+    search_help_text = "The beginning of an id or of a name"

@@ -83,6 +83,24 @@ class FileView(APIView):
         return Response({"id": file.pk, "object": "file", "deleted": True})
 
 
+def content_response(file: File) -> HttpResponseBase:
+    """Return a file's bytes as a download; raise ApiError."""
+    if file.purpose in PRIVATE_PURPOSES:
+        raise ApiError(f"Not allowed to download files of purpose: {file.purpose}")
+    try:
+        # Opened before the answer starts: what can't be read must not become a 200 that breaks off.
+        source = storage.opened(file.path)
+    except FileNotFoundError:
+        raise uploads.no_such_file(file.pk) from None
+    response = StreamingHttpResponse(storage.stream(source), content_type="application/octet-stream")
+    response.headers["content-length"] = str(file.bytes)
+    ascii_name = re.sub(r'[^\x20-\x7e]|["\\%]', "_", file.filename)
+    response.headers["content-disposition"] = (
+        f"attachment; filename=\"{ascii_name}\"; filename*=UTF-8''{quote(file.filename, safe='')}"
+    )
+    return response
+
+
 @schema.content
 class FileContentView(APIView):
     """One file's bytes."""
@@ -90,20 +108,7 @@ class FileContentView(APIView):
     def get(self, request: ApiRequest, file_id: str) -> HttpResponseBase:
         """Stream them as they were stored."""
         file = uploads.find(request.user, file_id)
-        if file.purpose in PRIVATE_PURPOSES:
-            raise ApiError(f"Not allowed to download files of purpose: {file.purpose}")
-        try:
-            # Opened before the answer starts: what can't be read must not become a 200 that breaks off.
-            source = storage.opened(file.path)
-        except FileNotFoundError:
-            raise uploads.no_such_file(file_id) from None
-        response = StreamingHttpResponse(storage.stream(source), content_type="application/octet-stream")
-        response.headers["content-length"] = str(file.bytes)
-        ascii_name = re.sub(r'[^\x20-\x7e]|["\\%]', "_", file.filename)
-        response.headers["content-disposition"] = (
-            f"attachment; filename=\"{ascii_name}\"; filename*=UTF-8''{quote(file.filename, safe='')}"
-        )
-        return response
+        return content_response(file)
 
 
 def find_upload(request: ApiRequest, upload_id: str) -> Upload:

@@ -6,13 +6,17 @@ from django.urls import URLPattern, URLResolver, include, path
 from django.views.generic import RedirectView
 from drf_spectacular.views import SpectacularSwaggerSplitView
 
+from batches.console import urls as batches_console
+from files.console import urls as files_console
 from vbatch_site.console import urls as site_console
 from vbatch_site.console.landing import landing
 from vbatch_site.health import health
 from vbatch_site.openai.schema import SchemaView
+from workers.console import urls as workers_console
 
 # One name space, joined here because the rooms may not import later ones.
-console = (site_console.urlpatterns, "console")
+_ROOMS = (site_console, files_console, batches_console, workers_console)
+console = ([route for room in _ROOMS for route in room.urlpatterns], "console")
 
 urlpatterns: list[URLPattern | URLResolver] = [
     path("v1/", include("files.urls")),

@@ -18,3 +18,14 @@ class WorkersConfig(AppConfig):
         door.provide(catalogue.answerable, catalogue.engines)
         register("workers", Room(erasure.empty, erasure.is_empty))
         post_spawn.connect(process.start_runner, dispatch_uid="workers.start_runner")
+        self._furnish_console()
+
+    def _furnish_console(self) -> None:
+        from vbatch_site.console import registry
+        from vbatch_site.console.registry import Panel
+        from workers.console import machines
+
+        registry.add_warnings(machines.warnings)
+        registry.add_components(machines.components)
+        registry.add_panel(Panel("console/workers/_strip.html", machines.strip, order=30, wide=True))
+        registry.add_panel(Panel("console/workers/_board_gpus.html", machines.graphics, order=70))

@@ -24,7 +24,8 @@ def _index(entries: list[Entry]) -> LineIndex:
 
 def test_pages_filters_and_names_agree_with_the_lines() -> None:
     lines = [
-        Entry(i, ERROR if i % 7 == 0 else OUTPUT, i * 10, 10, i * 5, 5, custom_id=f"request-{i}") for i in range(1, 201)
+        Entry(i, i % 7 == 0, i * 10, 10, i * 5, 5, custom_id=f"request-{i}", finish_reason="stop")
+        for i in range(1, 201)
     ]
     index = _index(lines)
     assert index.count == 200
@@ -34,6 +35,7 @@ def test_pages_filters_and_names_agree_with_the_lines() -> None:
     assert [entry.line for entry in index.at(index.named("quest-19"))] == [19, *range(190, 200)]
     assert index.named("nobody") == []
     assert list(index.entries()) == lines
+    assert index.reasons() == {"stop": 200}
 
 
 def test_a_long_name_is_cut_and_no_name_is_found_across_two_records() -> None:

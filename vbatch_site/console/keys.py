@@ -22,7 +22,7 @@ class KeyForm(forms.Form):
     """What a new key is for."""
 
     name = forms.CharField(max_length=100, strip=True)
-    project = forms.ModelChoiceField(Project.objects.all())
+    project = forms.ModelChoiceField(Project.objects.filter(deleted_at=None))
     expires_at = forms.DateTimeField(required=False)
     scopes = forms.MultipleChoiceField(choices=Scope.choices, initial=all_areas)
 
@@ -72,7 +72,7 @@ def _list(request: HttpRequest, form: KeyForm, *, status: int = 200) -> HttpResp
         "page": listed,
         "choices": query.choices("state", _STATES),
         "form": form,
-        "projects": Project.objects.all(),
+        "projects": Project.objects.filter(deleted_at=None),
         "scopes": Scope.choices,
         "overlap": ROTATION_OVERLAP.total_seconds(),
     }

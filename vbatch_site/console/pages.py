@@ -7,7 +7,7 @@ from urllib.parse import urlencode
 
 from django.contrib import admin, messages
 from django.core.exceptions import PermissionDenied
-from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect, JsonResponse
 from django.http.response import HttpResponseBase
 from django.shortcuts import render
 from django.urls import reverse
@@ -32,6 +32,12 @@ _VERBS = {
     Right.OPERATE: "upload, create, steer or download",
     Right.ADMINISTER: "manage keys, webhooks, models or services",
 }
+
+
+class SeeOther(HttpResponseRedirect):
+    """Leads from a form that was sent to the page that shows what came of it."""
+
+    status_code = 303
 
 
 def is_partial(request: HttpRequest) -> bool:
@@ -61,7 +67,7 @@ def page(
                 if is_partial(request):
                     # The session is over: the whole page goes to the form, not a part of it.
                     return HttpResponse(status=204, headers={"HX-Redirect": reverse("admin:login")})
-                return HttpResponse(status=302, headers={"Location": login})
+                return HttpResponseRedirect(login)
             if not (may(request.user, Right.VIEW) and may(request.user, right)):
                 return _refuse(request, right)
             try:
@@ -89,7 +95,7 @@ def back(request: HttpRequest, to: str) -> HttpResponse:
     """Send the browser on after a form; htmx follows by the header, a plain form by the status."""
     if is_partial(request):
         return HttpResponse(status=204, headers={"HX-Redirect": to})
-    return HttpResponse(status=303, headers={"Location": to})
+    return SeeOther(to)
 
 
 def say(request: HttpRequest, text: str) -> None:

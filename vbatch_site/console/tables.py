@@ -29,10 +29,14 @@ class Query:
 
     def __init__(self, request: HttpRequest, *names: str) -> None:
         self.path = request.path
+        self._names = names
         found = {name: request.GET.get(name, "").replace("\0", "").strip()[:MAX_TEXT] for name in names}
         self.values = {name: value for name, value in found.items() if value}
 
     def __getitem__(self, name: str) -> str:
+        # Templates ask for items before they ask for attributes.
+        if name not in self._names:
+            raise KeyError(name)
         return self.values.get(name, "")
 
     def __contains__(self, name: str) -> bool:

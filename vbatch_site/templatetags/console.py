@@ -58,7 +58,13 @@ def millis(value: float | None) -> str | SafeString:
     """Return a length of time in milliseconds."""
     if not value:
         return NONE
-    return f"{value:.0f} ms" if value < 10_000 else charts.duration(value / 1000)
+    return (
+        f"{value:.0f} ms"
+        if value < 1000
+        else f"{value / 1000:.2f} s"
+        if value < 60_000
+        else charts.duration(value / 1000)
+    )
 
 
 @register.filter

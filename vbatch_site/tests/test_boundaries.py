@@ -40,6 +40,7 @@ PURE = [
     "workers/admission.py",
     "workers/client.py",
     "workers/engine.py",
+    "workers/gpus.py",
     "workers/machine.py",
     "workers/recipes.py",
     "workers/autoscale.py",

@@ -1,0 +1,1 @@
+"""The console's pages about files, and the browser's way to upload them."""

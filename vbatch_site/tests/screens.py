@@ -1,0 +1,87 @@
+"""Take a picture of every page of the console, in both themes and at two widths, with data in every state."""
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from vbatch_site.tests import plugin  # noqa: F401 (starts the database that servers are made in)
+from vbatch_site.tests.browsers import chromium, sign_in
+from vbatch_site.tests.servers import Server, chat_line
+from vbatch_site.tests.worlds import furnish
+
+WIDTHS = {"wide": (1440, 900), "narrow": (390, 844)}
+
+
+def pages(world: dict[str, str]) -> dict[str, str]:
+    """Return the address of each page by name."""
+    return {
+        "landing": "/",
+        "dashboard": "/console/",
+        "batches": "/console/batches",
+        "batches-none": "/console/batches?q=batch_none",
+        "batch-running": f"/console/batches/{world['in_progress']}",
+        "batch-completed": f"/console/batches/{world['completed']}",
+        "batch-failed": f"/console/batches/{world['failed']}",
+        "results": f"/console/batches/{world['completed']}/results",
+        "line": f"/console/batches/{world['completed']}/results/1",
+        "line-failed": f"/console/batches/{world['completed']}/results/{world['bad_line']}",
+        "raw": f"/console/batches/{world['completed']}/raw",
+        "new": "/console/batches/new",
+        "new-describe": f"/console/batches/new/{world['bad_file']}",
+        "files": "/console/files",
+        "file": f"/console/files/{world['file']}",
+        "models": "/console/models",
+        "workers": "/console/workers",
+        "services": "/console/services",
+        "service-start": "/console/services/start/inference/vllm",
+        "service": f"/console/services/{world['service']}",
+        "keys": "/console/keys",
+        "webhooks": "/console/webhooks",
+        "system": "/console/system",
+        "admin-batches": "/admin/batches/batch/",
+        "admin-tasks": "/admin/django_q/ormq/",
+        "admin-success": "/admin/django_q/success/",
+    }
+
+
+def shoot(browser: Browser, server: Server, world: dict[str, str], out: Path, only: set[str]) -> None:
+    """Write one file a page, theme and width."""
+    for theme in ("light", "dark"):
+        for width, (x, y) in WIDTHS.items():
+            context = browser.new_context(viewport={"width": x, "height": y}, color_scheme=theme)
+            page = context.new_page()
+            sign_in(page, server)
+            for name, address in pages(world).items():
+                if only and name not in only:
+                    continue
+                _shoot(page, f"http://127.0.0.1:{server.port}{address}", out / f"{name}-{theme}-{width}.png")
+            context.close()
+
+
+def _shoot(page: Page, url: str, to: Path) -> None:
+    page.goto(url)
+    page.wait_for_load_state("load")
+    # Fonts and the parts that load themselves.
+    time.sleep(0.35)
+    page.screenshot(path=to, full_page=True)
+
+
+def main() -> None:
+    """Start a server, fill it, and take the pictures."""
+    out = Path(sys.argv[1] if len(sys.argv) > 1 else "screenshots")
+    only = set(sys.argv[2:])
+    out.mkdir(parents=True, exist_ok=True)
+    home = out.resolve() / ".home"
+    settings: dict[str, Any] = {"VBATCH_SIM_LINES_PER_SECOND": "20"}
+    with Server(home, **settings) as server:
+        world = furnish(server, chat_line)
+        with sync_playwright() as playwright, chromium(playwright) as browser:
+            shoot(browser, server, world, out, only)
+    sys.stdout.write(f"{len(list(out.glob('*.png')))} pictures in {out}\n")
+
+
+if __name__ == "__main__":
+    main()
