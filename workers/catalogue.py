@@ -6,11 +6,13 @@ from collections.abc import Iterable, Sequence, Set
 from pathlib import Path
 
 from django.conf import settings
+from django.db.models import Q, QuerySet
 
 from batches.catalogue import Engine
+from vbatch_site.models import Project
 from workers import samples
 from workers.engine import split_arguments
-from workers.models import CHAT_ENDPOINTS, EMBEDDING_ENDPOINTS, ServedModel
+from workers.models import CHAT_ENDPOINTS, EMBEDDING_ENDPOINTS, ServedModel, Service, ServiceState
 
 SMOLLM2 = samples.CHAT_MODEL
 MINILM = samples.EMBEDDING_MODEL
@@ -41,6 +43,12 @@ def answerable() -> dict[str, Set[str]]:
     """Return the enabled models by name, and the endpoints that each answers."""
     rows = ServedModel.objects.filter(enabled=True).values_list("name", "endpoints")
     return {name: frozenset(endpoints) for name, endpoints in rows}
+
+
+def askable(project: Project) -> QuerySet[ServedModel]:
+    """Return the models that a project's live requests may name: the enabled ones, and those it runs itself."""
+    own = Service.objects.filter(project=project, state=ServiceState.RUNNING)
+    return ServedModel.objects.filter(Q(enabled=True) | Q(pk__in=own.values("model")))
 
 
 def source_of(model: ServedModel) -> str:

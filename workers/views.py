@@ -1,9 +1,9 @@
 """The Models API."""
 
-from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
+from vbatch_site.openai.auth import ApiRequest
 from vbatch_site.openai.errors import ApiError
 from workers import catalogue, schema
 from workers.models import ServedModel
@@ -29,9 +29,9 @@ class ModelsView(APIView):
 
     scope = None
 
-    def get(self, request: Request) -> Response:
+    def get(self, request: ApiRequest) -> Response:
         """List what can be asked for."""
-        models = ServedModel.objects.filter(enabled=True)
+        models = catalogue.askable(request.user)
         return Response({"object": "list", "data": [model_dict(model) for model in models]})
 
 
@@ -41,9 +41,9 @@ class ModelView(APIView):
 
     scope = None
 
-    def get(self, request: Request, name: str) -> Response:
+    def get(self, request: ApiRequest, name: str) -> Response:
         """Show it."""
-        model = ServedModel.objects.filter(enabled=True, name=name.replace("\0", "")).first()
+        model = catalogue.askable(request.user).filter(name=name.replace("\0", "")).first()
         if model is None:
             raise ApiError(
                 f"The model '{name[:200]}' does not exist", param="model", code="model_not_found", http_status=404

@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import resource
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -25,7 +26,7 @@ from workers.priority import LIVE, with_priority
 
 # Of a request whose connection broke: once more, because a second engine that dies of it is one too many.
 RESENDS = 1
-# Threads that look up keys and engines; each is held for a few milliseconds.
+# Threads that look up keys and engines, a few milliseconds for each request; each keeps a database connection.
 DATABASE_THREADS = 4
 
 _JSON = "application/json"
@@ -56,6 +57,9 @@ class Hub:
     """What the live requests of one process share; belongs to one event loop."""
 
     def __init__(self) -> None:
+        # A stream takes two descriptors, and the usual soft limit is 1,024.
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
         self.roster = Roster(ThreadPoolExecutor(DATABASE_THREADS, thread_name_prefix="live"))
         self.upstream = Upstream(settings.VBATCH_REQUEST_TIMEOUT, Pulse(self.roster.in_thread))
 
@@ -71,12 +75,16 @@ class Exchange:
         # Django's own, for the rules that its views share; the body is not read through it.
         self._request = ASGIRequest(scope, io.BytesIO())
         self._request.request_id = self._id  # type: ignore[attr-defined]
+        self._project_id = 0
         self._is_begun = False
 
     async def run(self) -> None:
         """Answer; a client that goes away ends the work at once."""
         try:
-            await self._hub.roster.in_thread(LiveView.admit, self._request)
+            self._hub.roster.prepare()
+            asked = await self._hub.roster.in_thread(LiveView.admit, self._request)
+            project: Any = asked.user
+            self._project_id = project.pk
             body = await self._read_body()
             work = asyncio.create_task(self._work(body))
             gone = asyncio.create_task(self._until_gone())
@@ -139,7 +147,7 @@ class Exchange:
         deadline = self._started + settings.VBATCH_LIVE_WAIT_SECONDS
         lost = 0
         while True:
-            engine = await self._hub.roster.engine(model, self._path, deadline)
+            engine = await self._hub.roster.engine(model, self._path, self._project_id, deadline)
             try:
                 return await self._hub.upstream.send(engine, self._path, body, self._id)
             except Unreached:
@@ -178,6 +186,7 @@ class Exchange:
         self._is_begun = True
         headers["x-content-type-options"] = "nosniff"
         headers |= answer_headers(self._id, int((time.monotonic() - self._started) * 1000))
+        headers |= getattr(self._request, "rate_headers", {})
         pairs = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
         await self._send({"type": "http.response.start", "status": status, "headers": pairs})
 

@@ -6,11 +6,11 @@ import math
 import time
 from collections.abc import Awaitable, Callable, Iterator, Set
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import TypeVar
 
-from django.db import close_old_connections
+from django.db import InterfaceError, OperationalError, connections
 from django.db.models import Q
 from django.utils import timezone
 
@@ -38,6 +38,7 @@ class Engine:
     service_id: int
     url: str
     key: str
+    project_id: int | None = None  # whose own it is; None serves everybody
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,16 +51,22 @@ class Entry:
     load_seconds: float
     load_error: str
     load_failed_at: datetime | None
+    enabled: bool = True
     engines: tuple[Engine, ...] = field(default=())
+
+    def seen_by(self, project_id: int) -> "Entry | None":
+        """Return the entry as a project sees it, None where it does not."""
+        engines = tuple(engine for engine in self.engines if engine.project_id in (None, project_id))
+        return replace(self, engines=engines) if self.enabled or engines else None
 
 
 def read_entries() -> dict[str, Entry]:
-    """Return the enabled models by name, with their running engines."""
+    """Return the models that may be asked for by name, with their running engines."""
     alive = Q(worker=None) | Q(worker__stopped_at=None, worker__seen_at__gt=timezone.now() - WORKER_SILENCE)
     running = Service.objects.filter(alive, state=ServiceState.RUNNING).exclude(url="").order_by("pk")
     engines: dict[int, list[Engine]] = {}
-    for pk, model_id, url in running.values_list("pk", "model_id", "url"):
-        engines.setdefault(model_id, []).append(Engine(pk, url, engine_key(pk)))
+    for pk, model_id, url, project_id in running.values_list("pk", "model_id", "url", "project_id"):
+        engines.setdefault(model_id, []).append(Engine(pk, url, engine_key(pk), project_id))
     return {
         model.name: Entry(
             model.pk,
@@ -68,9 +75,10 @@ def read_entries() -> dict[str, Entry]:
             model.load_seconds or 0.0,
             model.load_error,
             model.load_failed_at,
+            model.enabled,
             tuple(engines.get(model.pk, ())),
         )
-        for model in ServedModel.objects.filter(enabled=True)
+        for model in ServedModel.objects.filter(Q(enabled=True) | Q(pk__in=engines))
     }
 
 
@@ -86,12 +94,13 @@ class Roster:
         self._avoided: dict[int, float] = {}
         self._wanted_at: dict[int, float] = {}
 
-    async def entry(self, model: str, endpoint: str) -> Entry:
+    async def entry(self, model: str, endpoint: str, project_id: int) -> Entry:
         """Return the model's entry; raise ApiError when there is none, or it does not answer the endpoint."""
         await self._refresh(FRESH_SECONDS)
-        if model not in self._entries:
+        entry = self._seen(model, project_id)
+        if entry is None:
             await self._refresh(0)
-        entry = self._entries.get(model)
+            entry = self._seen(model, project_id)
         if entry is None:
             message = f"The model '{model[:200]}' does not exist"
             raise ApiError(message, param="model", code="model_not_found", http_status=404)
@@ -100,16 +109,20 @@ class Roster:
             raise ApiError(message, param="model", code="endpoint_not_supported")
         return entry
 
-    async def engine(self, model: str, endpoint: str, deadline: float) -> Engine:
+    def _seen(self, model: str, project_id: int) -> Entry | None:
+        entry = self._entries.get(model)
+        return entry.seen_by(project_id) if entry else None
+
+    async def engine(self, model: str, endpoint: str, project_id: int, deadline: float) -> Engine:
         """Return the engine whose turn it is, waiting for one until the deadline on the monotonic clock.
 
         Raises ApiError: a 503 when none came, or when the model could not be loaded.
         """
         while True:
-            entry = await self.entry(model, endpoint)
+            entry = await self.entry(model, endpoint, project_id)
             if not entry.engines:
                 await self._refresh(POLL_SECONDS / 2)
-                entry = await self.entry(model, endpoint)
+                entry = await self.entry(model, endpoint, project_id)
             found = self._turn(entry)
             if found is not None:
                 return found
@@ -146,14 +159,23 @@ class Roster:
             self._wanted_at[entry.pk] = now
             await self.in_thread(want, entry.pk)
 
+    def prepare(self) -> None:
+        """Begin to read what a request will ask for, while its key is looked up."""
+        if time.monotonic() - self._read_at > FRESH_SECONDS:
+            self._begin_to_read()
+
     async def _refresh(self, max_age: float) -> None:
         """Read the rows unless they were read that lately; requests that need them at the same time read once."""
-        if time.monotonic() - self._read_at <= max_age:
-            return
+        if time.monotonic() - self._read_at > max_age:
+            # Shielded: whoever goes away must not take the others' answer along.
+            await asyncio.shield(self._begin_to_read())
+
+    def _begin_to_read(self) -> "asyncio.Task[None]":
         if self._reading is None:
             self._reading = asyncio.create_task(self._read())
-        # Shielded: whoever goes away must not take the others' answer along.
-        await asyncio.shield(self._reading)
+            # Nobody may be left to hear of a fault; whoever needs the rows reads again.
+            self._reading.add_done_callback(lambda task: task.cancelled() or task.exception())
+        return self._reading
 
     async def _read(self) -> None:
         try:
@@ -164,8 +186,8 @@ class Roster:
             self._reading = None
 
     def in_thread(self, function: Callable[..., T], *args: object) -> Awaitable[T]:
-        """Call what uses the database; its connection goes back to the pool at once."""
-        return asyncio.get_running_loop().run_in_executor(self._executor, _giving_back, function, args)
+        """Call what uses the database on one of a few threads, each of which keeps its connection."""
+        return asyncio.get_running_loop().run_in_executor(self._executor, _call, function, args)
 
 
 def _load_pause(entry: Entry) -> float:
@@ -175,11 +197,17 @@ def _load_pause(entry: Entry) -> float:
     return max(0.0, (entry.load_failed_at + LOAD_PAUSE - timezone.now()).total_seconds())
 
 
-def _giving_back(function: Callable[..., T], args: tuple[object, ...]) -> T:
+def _call(function: Callable[..., T], args: tuple[object, ...]) -> T:
     try:
         return function(*args)
-    finally:
-        close_old_connections()
+    except (OperationalError, InterfaceError):
+        # The database may have been restarted since this thread used it last; a second time it is away.
+        connections.close_all()
+    try:
+        return function(*args)
+    except (OperationalError, InterfaceError):
+        connections.close_all()
+        raise
 
 
 def _not_now(message: str, code: str, seconds: float) -> ApiError:

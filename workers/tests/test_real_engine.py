@@ -276,3 +276,14 @@ def test_preflight_counts_the_tokens_that_the_engine_counts_and_names_the_lines_
         assert errors == {}
         counted = sum(_body(line)["usage"][tokens] for line in output.values())
         assert report["models"][0]["prompt_tokens"] == counted
+
+
+def test_a_live_chat_is_streamed_and_its_priority_is_the_server_s(client: OpenAI) -> None:
+    asked: dict[str, Any] = {"model": MODEL, "messages": [{"role": "user", "content": TEXT}], "temperature": 0}
+    whole = client.chat.completions.create(**asked, max_tokens=12)
+    stream = client.chat.completions.create(
+        **asked, max_tokens=12, stream=True, extra_body={"priority": "not a number: vLLM would refuse it"}
+    )
+    parts = [chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices]
+    assert len(parts) > 5
+    assert "".join(parts) == whole.choices[0].message.content
