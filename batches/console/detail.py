@@ -46,7 +46,7 @@ def detail(request: HttpRequest, batch_id: str) -> HttpResponse:
         "plots": pace.plots(batch, events),
         "files": _files(batch),
         "shards": _shards(batch),
-        "shard_states": Counter(batch.shards.values_list("state", flat=True)) if not batch.purged_at else {},
+        "shard_states": dict(Counter(batch.shards.values_list("state", flat=True))) if not batch.purged_at else {},
         "errors": ((batch.errors or {}).get("data") or [])[:_ERRORS_SHOWN],
         "error_total": len((batch.errors or {}).get("data") or []),
         "provenance": getattr(batch, "facts", []),
