@@ -6,9 +6,8 @@ from datetime import timedelta
 from django.utils import timezone
 
 from workers.admission import QUIET_SECONDS, Traffic
-from workers.models import LiveTraffic, Service
+from workers.models import LiveTraffic
 
-_USED_STEP = timedelta(seconds=5)
 _KEPT = timedelta(hours=1)  # rows of processes and engines that are gone
 
 
@@ -17,8 +16,6 @@ def write(service_id: int, process: str, in_flight: int, first_tokens: Sequence[
     now = timezone.now()
     values = {"in_flight": in_flight, "first_tokens": list(first_tokens), "seen_at": now}
     _, is_new = LiveTraffic.objects.update_or_create(service_id=service_id, process=process, defaults=values)
-    # A launched service is stopped when nobody uses it.
-    Service.objects.filter(pk=service_id, used_at__lt=now - _USED_STEP).update(used_at=now)
     if is_new:
         LiveTraffic.objects.filter(seen_at__lt=now - _KEPT).delete()
 

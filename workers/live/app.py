@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import logging
 import resource
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -31,9 +32,11 @@ DATABASE_THREADS = 4
 
 _JSON = "application/json"
 
+logger = logging.getLogger(__name__)
+
 
 class Gone(Exception):
-    """The client went away."""
+    """The client went away, or can be told no more."""
 
 
 class LiveApi:
@@ -170,8 +173,10 @@ class Exchange:
                 await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
                 tail = (tail + chunk)[-2:]
         except Lost:
+            logger.warning("stream broken off", extra={"action": "live_stream_lost", "request_id": self._id})
             if not tail.endswith(b"\n\n"):
-                raise
+                # In mid-event nothing can be said; the connection is closed without an end.
+                raise Gone from None
             # SDKs raise what an event says under this key.
             failure = Failure.ENGINE_LOST
             event = msgspec.json.encode(envelope(failure.message, "server_error", code=failure.code))
