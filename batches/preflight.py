@@ -16,7 +16,7 @@ from django.utils import timezone
 from msgspec import Meta
 
 from batches import creation, standing
-from batches.catalogue import engines, known_models
+from batches.catalogue import Engine, engines, known_models
 from batches.inspection import EngineFacts, ModelReport, Report, Request
 from batches.locks import batch_lock
 from batches.models import OnInvalidLine
@@ -185,7 +185,8 @@ def _inspect(file: File, wanted: dict[str, Any]) -> Report:
     except FileNotFoundError:
         raise creation.no_such_file(file.pk) from None
     try:
-        facts = {name: EngineFacts(**asdict(engine)) for name, engine in engines(catalogue).items()}
+        known = engines(catalogue)
+        facts = {name: EngineFacts(**asdict(known.get(name) or Engine(name, (), None))) for name in catalogue}
         catalogued = {name: set(endpoints) for name, endpoints in catalogue.items()}
         request = Request(descriptor=descriptor, catalogue=catalogued, engines=facts, **wanted)
         answer = _run(msgspec.json.encode(request), descriptor)
