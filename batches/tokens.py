@@ -95,6 +95,8 @@ class Tokenizer:
             path = Path(given)
             return path.read_text() if len(given) < 1000 and path.is_file() else given
         template = self._tokenizer.chat_template
+        if isinstance(template, dict):
+            template = template.get("default")
         return template if isinstance(template, str) else None
 
     def count(self, texts: Sequence[str], special: bool) -> list[int]:
