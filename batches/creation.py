@@ -55,8 +55,11 @@ class BatchRequest:
     webhook: endpoints.BatchWebhook | None
 
 
-def create(project: Project, body: Json, key: Claim | None = None) -> Batch:
-    """Check a request and start its batch, or return the one that its key stands for; raise ApiError."""
+def create(project: Project, body: Json, key: Claim | None = None, chosen_lines: list[str] | None = None) -> Batch:
+    """Check a request and start its batch, or return the one that its key stands for; raise ApiError.
+
+    With chosen lines, by custom_id, only they run, and all others keep what they got in the batch to continue from.
+    """
     if key and (held := key.holder()):
         return Batch.objects.get(pk=held)
     wanted = read(project, body)
@@ -74,6 +77,7 @@ def create(project: Project, body: Json, key: Claim | None = None) -> Batch:
             allow_mixed_models=wanted.allow_mixed_models,
             on_invalid_line=wanted.on_invalid_line,
             continue_from=wanted.continue_from,
+            chosen_lines=chosen_lines,
             priority=wanted.priority,
         )
         if wanted.webhook:

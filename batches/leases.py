@@ -244,6 +244,14 @@ def _count(cursor: CursorWrapper, outcomes: Iterable[Outcome]) -> dict[str, Iter
     return positions
 
 
+def note_provenance(pairs: Iterable[tuple[str, str]]) -> None:
+    """Keep with batches which engines, by their provenance's name, answer their lines."""
+    link = Batch.provenance.through
+    link.objects.bulk_create(
+        (link(batch_id=batch_id, provenance_id=name) for batch_id, name in pairs), ignore_conflicts=True
+    )
+
+
 def finish_if_done(batch_id: str) -> None:
     """Move a batch without open shards to finalizing; call with its row locked."""
     if Shard.objects.filter(batch_id=batch_id, state__in=OPEN_SHARDS).exists():

@@ -81,6 +81,9 @@ class Batch(models.Model):
         editable=False,
         help_text="The batch whose answers are taken over.",
     )
+    chosen_lines = models.JSONField(
+        null=True, editable=False, help_text="The custom_ids that run; others keep what they got before."
+    )
 
     model = models.CharField(  # noqa: DJ001 (null on the wire until validated, and with several)
         max_length=200, null=True, blank=True

@@ -9,6 +9,7 @@ from msgspec import Meta
 from batches.creation import MAX_METADATA_KEY, MAX_METADATA_PAIRS, MAX_METADATA_VALUE
 from batches.models import HIGHEST_PRIORITY, LOWEST_PRIORITY
 from batches.preflight import PreflightDict
+from batches.retrying import MOST_LINES
 from batches.serializers import BatchDict, BatchListDict, QueueDict
 from batches.validation import ENDPOINTS
 from batches.webhooks.endpoints import MAX_SECRET
@@ -49,6 +50,12 @@ class CreateBatchDict(TypedDict):
     continue_from: NotRequired[Annotated[str, Meta(pattern="^batch", max_length=40)] | None]
     priority: NotRequired[_Priority | None]
     webhook: NotRequired[BatchWebhookDict | None]
+
+
+class RetryDict(TypedDict):
+    """Lines to run again, by their custom_ids; all that failed when none are named."""
+
+    lines: NotRequired[Annotated[list[str], Meta(min_length=1, max_length=MOST_LINES)] | None]
 
 
 class UpdateBatchDict(TypedDict):
@@ -123,6 +130,18 @@ pause = extend_schema_view(
 resume = extend_schema_view(
     post=operation(
         "resumeBatch", tag=BATCHES, summary="Resume a batch", path="batch_id", answer=BatchDict, refuses=[400, 409]
+    )
+)
+retry = extend_schema_view(
+    post=operation(
+        "retryBatchLines",
+        tag=BATCHES,
+        summary="Run failed lines again: in the same batch while it runs, in a new one when it has ended",
+        path="batch_id",
+        body=RetryDict,
+        answer=BatchDict,
+        refuses=[409],
+        repeatable=True,
     )
 )
 _TEXT = {"type": "string"}

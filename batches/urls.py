@@ -11,6 +11,7 @@ urlpatterns = [
     path("batches/<str:batch_id>/cancel", views.CancelView.as_view()),
     path("batches/<str:batch_id>/pause", views.PauseView.as_view()),
     path("batches/<str:batch_id>/resume", views.ResumeView.as_view()),
+    path("batches/<str:batch_id>/retry", views.RetryView.as_view()),
     path("batches/<str:batch_id>/results", views.ResultsView.as_view()),
     path("queue", views.QueueView.as_view()),
     path("", include("batches.webhooks.urls")),

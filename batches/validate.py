@@ -10,8 +10,9 @@ from django.utils import timezone
 from batches import doorbell, leases, quota
 from batches.carrying import FILES_GONE, EarlierAnswers, EarlierFilesGone
 from batches.catalogue import known_models
+from batches.chosen import ChosenLines
 from batches.locks import batch_lock
-from batches.models import Batch, OnInvalidLine, Shard, StaleTransition
+from batches.models import Batch, OnInvalidLine, Provenance, Shard, StaleTransition
 from batches.settled import SettledLines
 from batches.states import BatchStatus
 from batches.validation import LineError, Validator
@@ -40,6 +41,7 @@ def _validate(batch_id: str) -> bool:
         if file is None:
             return _fail(batch, [_cannot_find(batch)])
         settled = SettledLines(batch.pk)
+        chosen: ChosenLines | None = None
         earlier = Batch.objects.visible_to(batch.project).filter(pk=batch.continue_from).first()
         validator = Validator(
             batch.endpoint,
@@ -52,7 +54,11 @@ def _validate(batch_id: str) -> bool:
         try:
             with ExitStack() as stack:
                 if earlier is not None:
-                    validator.answered = stack.enter_context(EarlierAnswers(earlier, settled)).take
+                    answers = stack.enter_context(EarlierAnswers(earlier, settled))
+                    validator.answered = answers.take
+                    if batch.chosen_lines is not None:
+                        chosen = stack.enter_context(ChosenLines(batch.chosen_lines, answers, earlier, settled))
+                        validator.answered = chosen.take
                 stream = stack.enter_context(storage.opened(file.path))
                 for number, offset, raw in iter_lines(stream):
                     validator.feed(number, offset, raw)
@@ -65,6 +71,11 @@ def _validate(batch_id: str) -> bool:
         validator.finish()
         if validator.failed:
             return _fail(batch, validator.errors)
+        if chosen is not None:
+            if chosen.missing:
+                return _fail(batch, [_no_such_line(min(chosen.missing))])
+            validator.carried -= chosen.errors
+            validator.invalid += chosen.errors
         settled.store()
         return _begin(batch, validator, settled)
 
@@ -74,6 +85,10 @@ def _cannot_find(batch: Batch) -> LineError:
         f"Cannot find file {batch.input_file_id}, or organization {batch.project.name} does not have access to it."
     )
     return LineError("invalid_request", message, "file_id", None)
+
+
+def _no_such_line(custom_id: str) -> LineError:
+    return LineError("line_not_found", f"The input file has no line with custom_id '{custom_id[:200]}'.", "lines", None)
 
 
 def _fail(batch: Batch, errors: list[LineError]) -> bool:
@@ -106,8 +121,12 @@ def _begin(batch: Batch, validator: Validator, settled: SettledLines) -> bool:
                 carried=validator.carried,
                 failed=validator.invalid,
                 committed=len(settled),
+                chosen_lines=None,
                 rung_at=timezone.now(),
             )
+            if validator.carried:
+                # Whoever computed the answers that are taken over answers for them here too.
+                batch.provenance.add(*Provenance.objects.filter(batches=batch.continue_from))
             if validator.plans:
                 doorbell.ring_gpu()
             else:

@@ -11,7 +11,7 @@ from django.utils import timezone
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from batches import creation, preflight, results, schema, standing, steering, streams
+from batches import creation, preflight, results, retrying, schema, standing, steering, streams
 from batches.models import Batch, StaleTransition
 from batches.serializers import batch_dicts, queue_dict
 from batches.states import BatchStatus
@@ -143,6 +143,19 @@ class ResumeView(APIView):
         with _conflicts(batch, "resume"):
             steering.resume(batch, by=_who(request))
         return _shown(batch)
+
+
+@schema.retry
+class RetryView(APIView):
+    """Lines that are run again."""
+
+    def post(self, request: ApiRequest, batch_id: str) -> Response:
+        """Run failed lines again, in this batch or in one that continues from it."""
+        batch = find_batch(request.user, batch_id)
+        lines = retrying.read_lines(request.data)
+        key = idempotency.claim(request, request.data)
+        with _conflicts(batch, "retry lines of"):
+            return _shown(retrying.retry(batch, lines, by=_who(request), key=key))
 
 
 @schema.results

@@ -14,6 +14,10 @@ class _Card(msgspec.Struct):
     max_model_len: int | None = None
 
 
+class _Version(msgspec.Struct):
+    version: str
+
+
 class _Cards(msgspec.Struct):
     data: list[_Card]
 
@@ -70,6 +74,14 @@ class EngineClient:
         except (aiohttp.ClientError, OSError, TimeoutError, msgspec.MsgspecError):
             return None
         return cards.data[0].max_model_len if cards.data else None
+
+    async def version(self) -> str | None:
+        """Return the engine's version, None when it doesn't say."""
+        try:
+            async with self._session.get("/version", timeout=aiohttp.ClientTimeout(total=5)) as response:
+                return msgspec.json.decode(await response.read(), type=_Version).version
+        except (aiohttp.ClientError, OSError, TimeoutError, msgspec.MsgspecError):
+            return None
 
     async def is_healthy(self) -> bool:
         """Return whether the engine says that it is ready."""

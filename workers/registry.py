@@ -8,9 +8,11 @@ from datetime import timedelta
 from django.conf import settings
 from django.utils import timezone
 
+from batches.models import Provenance
 from workers import catalogue, machine
 from workers.engine import EngineSpec, split_arguments
 from workers.models import ENDED_SERVICES, ServedModel, Service, ServiceState, Worker
+from workers.provenance import Facts, digest
 
 
 def beat(holder: str) -> None:
@@ -57,6 +59,13 @@ def ready(service_id: int, seconds: float, pid: int | None, max_model_len: int |
     ServedModel.objects.filter(services=service_id).update(
         load_seconds=seconds, load_error="", load_failed_at=None, max_model_len=max_model_len
     )
+
+
+def known_as(service_id: int, facts: Facts) -> str:
+    """Keep the facts about an engine, and return their name."""
+    found, _ = Provenance.objects.get_or_create(pk=digest(facts), defaults={"facts": facts})
+    Service.objects.filter(pk=service_id).update(provenance=found)
+    return found.pk
 
 
 def failed(service_id: int, why: str) -> None:

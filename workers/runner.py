@@ -30,7 +30,7 @@ from workers.admission import Admission
 from workers.attached import AttachedSlot
 from workers.backlog import Backlog
 from workers.client import Reply
-from workers.commits import Commit
+from workers.commits import Commit, Noted
 from workers.engine import EngineError
 from workers.failures import Failure
 from workers.feeding import LOOK_SECONDS, MOST_LOOK_SECONDS, Feeding, Gauges
@@ -77,6 +77,7 @@ class Runner:
         self._in_flight: set[Line] = set()
         self._finished: list[tuple[Held, Outcome]] = []
         self._commit_wanted = asyncio.Event()
+        self._noted = Noted()
         self._commit_due = asyncio.Event()
         self._renewed_at = self._searched_at = 0.0
         self._woken = False
@@ -438,7 +439,8 @@ class Runner:
         finished, self._finished = self._finished, []
         if not finished:
             return
-        await self._db(Commit([(held.lease, outcome) for held, outcome in finished]))
+        answers = [(held.lease, outcome) for held, outcome in finished]
+        await self._db(Commit(answers, self._noted, self._slot.engine.provenance if self._slot.engine else ""))
         for held, _ in finished:
             held.uncommitted -= 1
         for held in {held for held, _ in finished if held.uncommitted == 0}:

@@ -17,7 +17,7 @@ from django.conf import settings
 from django.utils import timezone
 
 from batches.demand import Waiting
-from workers import canary, machine, registry, traffic
+from workers import canary, machine, provenance, registry, traffic
 from workers.client import EngineClient
 from workers.engine import EngineError, EngineProcess, EngineSpec
 from workers.keys import engine_key
@@ -49,6 +49,7 @@ class Engine:
     client: EngineClient
     row: int
     song: bytes | None = None  # the canary's answer after the cold load
+    provenance: str = ""  # under which its facts are kept
 
     @property
     def model(self) -> str:
@@ -150,6 +151,8 @@ class Slot:
         engine = Engine(process, client, row)
         if SLEEP_FLAG in spec.arguments:
             engine.song = await engine.sing()
+        facts = await asyncio.to_thread(provenance.collect, spec, await client.version())
+        engine.provenance = await self._db(registry.known_as, row, facts)
         await self._db(registry.ready, row, process.load_seconds, process.pid, process.max_model_len)
         logger.info("engine ready", extra={"action": "load", "model": spec.name, "seconds": process.load_seconds})
         self.engine, self.since = engine, timezone.now()
