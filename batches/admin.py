@@ -10,7 +10,7 @@ from django.utils.html import format_html
 from unfold.decorators import display
 
 from batches import steering
-from batches.models import Batch, BatchEvent, Result, Shard, StaleTransition
+from batches.models import Batch, BatchEvent, Provenance, Result, Sample, Shard, StaleTransition
 from batches.states import COLOURS, BatchStatus
 from batches.webhooks import admin as webhooks
 from vbatch_site.admin import ReadOnlyAdmin
@@ -23,7 +23,19 @@ __all__ = ["webhooks"]
 class BatchAdmin(ReadOnlyAdmin):
     """Batches of all projects."""
 
-    list_display = ["id", "state", "model", "endpoint", "total", "completed", "failed", "project", "created_at", "page"]
+    list_display = [
+        "id",
+        "state",
+        "model",
+        "endpoint",
+        "total",
+        "completed",
+        "failed",
+        "priority",
+        "paused_at",
+        "project",
+    ]
+    list_display += ["created_at", "page"]
     list_filter = ["status", "endpoint", "project"]
     list_select_related = ["project"]
     # Whole values and beginnings: a text somewhere in a million rows is not found in time.
@@ -75,8 +87,8 @@ class BatchAdmin(ReadOnlyAdmin):
 class BatchEventAdmin(ReadOnlyAdmin):
     """What happened to batches."""
 
-    list_display = ["batch_id", "at", "status", "reason"]
-    list_filter = ["status"]
+    list_display = ["batch_id", "at", "kind", "status", "reason"]
+    list_filter = ["kind", "status"]
     search_fields = ["batch_id__exact"]
     search_help_text = "The id of a batch"
 
@@ -100,3 +112,19 @@ class ResultAdmin(ReadOnlyAdmin):
     search_fields = ["batch_id__exact"]
     search_help_text = "The id of a batch"
     exclude = ["body"]
+
+
+@admin.register(Sample)
+class SampleAdmin(ReadOnlyAdmin):
+    """What was committed in every ten seconds."""
+
+    list_display = ["batch_id", "model", "at", "lines", "failed", "input_tokens", "cached_tokens", "output_tokens"]
+    search_fields = ["batch_id__exact"]
+    search_help_text = "The id of a batch"
+
+
+@admin.register(Provenance)
+class ProvenanceAdmin(ReadOnlyAdmin):
+    """What answered."""
+
+    list_display = ["id", "facts", "created_at"]
