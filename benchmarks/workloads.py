@@ -98,7 +98,7 @@ def repeats(part: float) -> list[str]:
 def long_tail(part: float) -> list[str]:
     """Return short requests, and at the end 2 % that generate 20 times as much."""
     chance = random.Random(5)  # noqa: S311
-    count = round(400 * part)
+    count = round(200 * part)
     texts = [(_fact(chance, i), 12) for i in range(count - count // 50)]
     # A story goes on for as long as it may; a fact would end early.
     texts += [(f"{i}: write a very long story about {chance.choice(_SUBJECTS)}.", 240) for i in range(count // 50)]

@@ -194,7 +194,7 @@ def test_files_whose_bytes_are_lost_fail_the_batch_with_that_reason(sim_server: 
     ]
 
 
-@pytest.mark.django_db(transaction=True)
+@pytest.mark.django_db(transaction=True, serialized_rollback=True)
 def test_bytes_of_deleted_files_stay_until_the_batch_that_continues_is_validated() -> None:
     project, now = Project.default(), timezone.now()
     fields = {"project": project, "endpoint": "/v1/chat/completions", "completion_window": "24h"}

@@ -233,7 +233,7 @@ def test_a_crash_while_the_files_are_written_loses_no_bad_and_no_carried_line(ne
     assert batch["request_counts"] == {"total": 3000, "completed": 2000, "failed": 1000}
 
 
-@pytest.mark.django_db(transaction=True)
+@pytest.mark.django_db(transaction=True, serialized_rollback=True)
 def test_a_second_attempt_at_validation_doubles_no_bad_line() -> None:
     # Another test's transactions may have emptied the catalogue.
     ServedModel.objects.get_or_create(name=MODEL, defaults={"endpoints": CHAT_ENDPOINTS})

@@ -72,7 +72,7 @@ def _read_events(response: http.client.HTTPResponse) -> Iterator[dict[str, str]]
             event[name] = value
 
 
-@pytest.mark.django_db(transaction=True)
+@pytest.mark.django_db(transaction=True, serialized_rollback=True)
 def test_of_two_commits_at_once_the_later_one_is_never_seen_before_the_earlier_one() -> None:
     batch = new_batch(lines=6, shard_lines=3)
     batch.move(BatchStatus.IN_PROGRESS, total=6)
