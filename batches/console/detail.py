@@ -7,7 +7,7 @@ from django.http import Http404, HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
 from django.urls import reverse
 
-from batches import creation, steering
+from batches import retrying, steering
 from batches.console import pace
 from batches.console.hooks import told
 from batches.console.results import Lines
@@ -125,8 +125,9 @@ def act(request: HttpRequest, batch_id: str, action: str) -> HttpResponseBase:
                 steering.prioritize(batch, _priority(request), by=by)
                 say(request, f"The batch has priority {batch.priority}.")
             case "retry":
-                to = _retry(batch)
-                say(request, "A new batch runs the lines that failed.")
+                again = retrying.retry(batch, None, by)
+                to = reverse("console:batch", args=[again.pk])
+                say(request, "The lines that failed run again.")
     except StaleTransition:
         batch.refresh_from_db()
         complain(request, f"Too late: the batch is {batch.status.replace('_', ' ')}.")
@@ -143,18 +144,3 @@ def _priority(request: HttpRequest) -> int:
     if not -100 <= wanted <= 100:
         raise ApiError("A priority is a whole number from -100 to 100.")
     return wanted
-
-
-def _retry(batch: Batch) -> str:
-    """Start a batch over the same file that takes over all answers of this one; return its page."""
-    wanted = {
-        "input_file_id": batch.input_file_id,
-        "endpoint": batch.endpoint,
-        "completion_window": batch.completion_window,
-        "metadata": batch.metadata,
-        "priority": batch.priority,
-        "allow_mixed_models": batch.allow_mixed_models,
-        "on_invalid_line": batch.on_invalid_line,
-        "continue_from": batch.pk,
-    }
-    return reverse("console:batch", args=[creation.create(batch.project, wanted).pk])

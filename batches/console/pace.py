@@ -15,6 +15,7 @@ from batches.states import BatchStatus, EventKind
 from vbatch_site.console import charts
 
 _POINTS = 120  # of a plot; more can't be told apart
+_FEWEST_POINTS = 3  # fewer make no shape
 
 _MARKED = {EventKind.PAUSE: "paused", EventKind.RESUME: "resumed", EventKind.RETRY: "retried"}
 
@@ -71,6 +72,8 @@ def plots(batch: Batch, events: Sequence[BatchEvent]) -> list[dict[str, SafeStri
     active = batch.status == BatchStatus.IN_PROGRESS
     end = timezone.now() if active else rows[-1][0] + timedelta(seconds=SAMPLE_SECONDS)
     length, series = _buckets(batch.in_progress_at, end, rows)
+    if len(series) < _FEWEST_POINTS:
+        return []
     # A point stands in the middle of its stretch.
     marks = [charts.Mark(e.at.timestamp(), _MARKED[EventKind(e.kind)]) for e in events if e.kind in _MARKED]
     start_at, end_at = series[0][0], series[-1][0] + length
