@@ -24,7 +24,11 @@ Facts = dict[str, Any]
 
 def collect(spec: EngineSpec, version: str | None) -> Facts:
     """Return the facts about an engine that is ready; what can't be told is None."""
-    folder, revision = find_model(spec.source, _argument(spec.arguments, "--revision") or "main")
+    try:
+        folder, revision = find_model(spec.source, _argument(spec.arguments, "--revision") or "main")
+        gpu = gpu_name(spec.environment.get("CUDA_VISIBLE_DEVICES"))
+    except OSError:
+        folder = revision = gpu = None
     return {
         "model": spec.name,
         "engine": spec.kind,
@@ -35,7 +39,7 @@ def collect(spec: EngineSpec, version: str | None) -> Facts:
         "tokenizer_hash": _or_none(tokenizer_hash, folder),
         "chat_template_hash": _or_none(chat_template_hash, folder, _argument(spec.arguments, "--chat-template")),
         # The simulated engine computes nothing, on a GPU or off it.
-        "gpu": gpu_name(spec.environment.get("CUDA_VISIBLE_DEVICES")) if spec.kind == "vllm" else None,
+        "gpu": gpu if spec.kind == "vllm" else None,
     }
 
 
@@ -58,7 +62,8 @@ def _argument(arguments: Sequence[str], name: str) -> str | None:
 def _or_none(function: Any, folder: Path | None, *more: Any) -> str | None:
     try:
         return function(folder, *more) if folder is not None else None
-    except (OSError, ValueError):
+    # A strange file must not keep an engine from serving.
+    except (OSError, ValueError, AttributeError):
         return None
 
 

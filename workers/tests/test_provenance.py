@@ -70,3 +70,12 @@ def test_gpus_are_named_and_counted_as_far_as_the_engine_has_them(
     assert provenance.gpu_name("1") == "NVIDIA H200"
     monkeypatch.setattr(provenance, "_GPUS", tmp_path / "none")
     assert provenance.gpu_name("0") is None
+
+
+def test_a_strange_model_folder_keeps_no_engine_from_serving(tmp_path: Path) -> None:
+    folder = _folder(tmp_path / "a")
+    (folder / "tokenizer_config.json").write_text("[]")
+    facts = _collect(str(folder))
+    assert facts["chat_template_hash"] is None
+    assert facts["weights_hash"]
+    assert _collect("/" + "x" * 5000)["weights_hash"] is None
