@@ -15,6 +15,9 @@
   const LONGEST_WAIT = 15;  // seconds between two attempts
   let busy = false;
 
+  // Unfold's script takes every file field for one of its own, and breaks on ours, unless it has done so already.
+  input.hasChangeListener = true;
+
   const size = (bytes) => bytes < 1048576 ? `${(bytes / 1024).toFixed(1)} KiB` : `${(bytes / 1048576).toFixed(1)} MiB`;
   const wait = (seconds) => new Promise((resolve) => {
     const timer = setTimeout(resolve, seconds * 1000);
