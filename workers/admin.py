@@ -20,10 +20,10 @@ class ServedModelAdmin(SiteAdmin):
 class ServiceAdmin(ReadOnlyAdmin):
     """Engines, running and past."""
 
-    list_display = ["model", "state", "worker", "created_at", "ready_at", "ended_at", "error"]
-    list_filter = ["state"]
+    list_display = ["model", "state", "launcher", "job_id", "worker", "created_at", "ready_at", "ended_at", "error"]
+    list_filter = ["state", "launcher"]
     list_select_related = ["model", "worker"]
-    search_fields = ["model__name"]
+    search_fields = ["model__name", "job_id", "group_id"]
 
 
 @admin.register(Worker)

@@ -151,8 +151,8 @@ _PHASES = {
 }
 
 
-def note(service: Service, sight: Sight, answers: bool) -> None:
-    """Write what was seen of a service."""
+def note(service: Service, sight: Sight, context: int | None) -> None:
+    """Write what was seen of a service; `context` is the length that its engine answered with, None without answer."""
     if sight.phase.is_end:
         _note_process(service, sight)
         _end(service, _PHASES[sight.phase], sight.why)
@@ -171,7 +171,7 @@ def note(service: Service, sight: Sight, answers: bool) -> None:
         "ready_at": service.ready_at,
     }
     if sight.phase is Phase.UP:
-        if answers:
+        if context is not None:
             found |= {"state": ServiceState.RUNNING, "ready_at": service.ready_at or timezone.now()}
         elif service.state == ServiceState.RUNNING:
             lost = service.misses + 1 >= MISSES
@@ -183,13 +183,14 @@ def note(service: Service, sight: Sight, answers: bool) -> None:
     if any(getattr(service, name) != value for name, value in found.items()):
         Service.objects.filter(pk=service.pk).exclude(state__in=ENDED_SERVICES).update(**found)
     if service.ready_at is None and found["ready_at"] is not None:
-        _note_ready(service)
+        _note_ready(service, context)
 
 
-def _note_ready(service: Service) -> None:
+def _note_ready(service: Service, context: int | None) -> None:
     seconds = (timezone.now() - service.created_at).total_seconds()
     logger.info("service ready", extra={"action": "service_ready", "service": service.job_id, "seconds": seconds})
-    ServedModel.objects.filter(pk=service.model_id).update(load_error="", load_failed_at=None)
+    found = {"max_model_len": context} if context else {}
+    ServedModel.objects.filter(pk=service.model_id).update(load_error="", load_failed_at=None, **found)
 
 
 def _note_process(service: Service, sight: Sight) -> None:

@@ -12,7 +12,7 @@ from datetime import timedelta
 
 import aiohttp
 from django.conf import settings
-from django.db import DatabaseError, connections
+from django.db import connections
 from django.db.models import Q, QuerySet
 from django.utils import timezone
 
@@ -55,7 +55,7 @@ class WatcherThread:
         while not self._stop.wait(STEP_SECONDS):
             try:
                 step()
-            except (DatabaseError, OSError):
+            except Exception:
                 logger.exception("services could not be watched", extra={"action": "watch_failed"})
                 connections.close_all()
         connections.close_all()
@@ -157,20 +157,22 @@ def _note(rows: Sequence[Service], sights: dict[str, Sight]) -> None:
         services.note(row, sight, answer)
 
 
-async def _probe(engines: Sequence[tuple[str, str]]) -> list[bool]:
-    """Return which engines answer `/v1/models`."""
+async def _probe(engines: Sequence[tuple[str, str]]) -> list[int | None]:
+    """Return what engines answer `/v1/models`: their context in tokens, 0 if they don't say, None for no answer."""
     if not any(url for url, _ in engines):
-        return [False] * len(engines)
+        return [None] * len(engines)
     timeout = aiohttp.ClientTimeout(total=ANSWER_SECONDS)
     async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as session:
         return await asyncio.gather(*(_answers(session, url, key) for url, key in engines))
 
 
-async def _answers(session: aiohttp.ClientSession, url: str, key: str) -> bool:
+async def _answers(session: aiohttp.ClientSession, url: str, key: str) -> int | None:
     if not url:
-        return False
+        return None
     try:
         async with session.get(f"{url}/v1/models", headers={"Authorization": f"Bearer {key}"}) as response:
-            return response.status == 200
-    except (aiohttp.ClientError, OSError, TimeoutError):
-        return False
+            if response.status != 200:
+                return None
+            return int((await response.json())["data"][0].get("max_model_len") or 0)
+    except (aiohttp.ClientError, OSError, TimeoutError, ValueError, LookupError, TypeError):
+        return None
