@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -38,6 +39,7 @@ class AttachedEngine:
         self.url, self.api_key = row.url, row.key
         self.ends_at = row.ends_at
         self.folder = row.folder
+        self.project_id = row.project_id
         self.is_alive = True
         self.client = EngineClient(row.url, row.key, settings.VBATCH_REQUEST_TIMEOUT)
 
@@ -60,6 +62,7 @@ class AttachedSlot(Slot):
         super().__init__(holder, environment, database)
         self._slowest = 0.0  # seconds that a line took of late
         self._looked_at = 0.0
+        self._projects: dict[str, set[int]] = {}  # that have work, by model
         self._avoid: dict[int, float] = {}  # services that were lost, and until when they are left alone
         self._needed = False  # lines are in hand that only this model's engine can clear of suspicion
 
@@ -67,7 +70,7 @@ class AttachedSlot(Slot):
         """Attach to a running service of the model; raise NoServiceError when there is none."""
         await self.put_away()
         while True:
-            row = await self._db(services.attach, model, self._holder, self._avoided())
+            row = await self._db(services.attach, model, self._projects.get(model, ()), self._holder, self._avoided())
             if row is not None:
                 break
             if not self._needed or not await self._db(services.is_wanted, model):
@@ -93,9 +96,16 @@ class AttachedSlot(Slot):
             engine.process.ends_at = row.ends_at
 
     async def reachable(self, waiting: Sequence[Waiting]) -> list[Waiting]:
-        """Return the work for the attached service and for those that are free."""
-        free = await self._db(services.free_models, self._avoided())
-        return [work for work in waiting if work.model == self.model or work.model in free]
+        """Return the work for the attached service and for those that are free; a project's is for its own only."""
+        found: set[tuple[str, int | None]] = await self._db(services.free, self._avoided())
+        if self.engine is not None:
+            # While one is attached, another of the same model is for other workers.
+            found = {(model, project_id) for model, project_id in found if model != self.model}
+            found.add((self.engine.model, self.engine.process.project_id))
+        self._projects = defaultdict(set)
+        for work in waiting:
+            self._projects[work.model].add(work.project_id)
+        return [work for work in waiting if {(work.model, None), (work.model, work.project_id)} & found]
 
     @property
     def last_start(self) -> datetime | None:

@@ -38,11 +38,10 @@ class Demand:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Running:
-    """A service that has not ended."""
+    """A service that was started for batches and has not ended."""
 
     id: int
     model: str
-    is_ours: bool  # started for batches; another's counts, and is left alone
     since: datetime
     used_at: datetime
     ends_at: datetime | None = None
@@ -62,12 +61,11 @@ def plan(demands: Sequence[Demand], services: Sequence[Running], limits: Limits,
     lines = {demand.model: demand.lines for demand in demands}
     lasting = [service for service in services if service.ends_at is None or service.ends_at - now > LEAD]
     have = Counter(service.model for service in lasting)
-    ours = [service for service in services if service.is_ours]
     starts: list[str] = []
     stops: list[Running] = []
 
     def room() -> int:
-        return limits.most - (len(ours) - len(stops)) - len(starts)
+        return limits.most - (len(services) - len(stops)) - len(starts)
 
     def start(model: str) -> None:
         starts.append(model)
@@ -81,7 +79,7 @@ def plan(demands: Sequence[Demand], services: Sequence[Running], limits: Limits,
     def is_surplus(service: Running) -> bool:
         return have[service.model] > wanted.get(service.model, 0)
 
-    by_use = sorted(ours, key=lambda service: service.used_at)
+    by_use = sorted(services, key=lambda service: service.used_at)
     for demand in sorted(demands, key=lambda demand: (demand.since, demand.model)):
         if have[demand.model]:
             continue
@@ -100,7 +98,7 @@ def plan(demands: Sequence[Demand], services: Sequence[Running], limits: Limits,
         start(max(short, key=lambda model: (lines[model] / max(have[model], 1), model)))
     for service in by_use:
         is_idle = now - max(service.used_at, service.since) > limits.idle
-        if service not in stops and is_idle and is_surplus(service) and len(ours) - len(stops) > limits.least:
+        if service not in stops and is_idle and is_surplus(service) and len(services) - len(stops) > limits.least:
             stop(service)
     return Plan(tuple(starts), tuple(service.id for service in stops))
 

@@ -27,18 +27,20 @@ def step() -> None:
     rows = list(
         Service.objects.filter(launcher=Launcher.SLURM).exclude(state__in=ENDED_SERVICES).select_related("model")
     )
-    demands = _demands(waiting, live)
-    services.touch([row.pk for row in rows if _is_used(row, {found.model for found in demands})])
+    # Whoever runs a service of their own uses that.
+    own = {(row.model.name, row.project_id) for row in rows}
+    demands = _demands([work for work in waiting if (work.model, work.project_id) not in own], live)
+    services.touch([row.pk for row in rows if _is_used(row, {work.model for work in waiting})])
     running = [
         autoscale.Running(
             id=row.pk,
             model=row.model.name,
-            is_ours=row.project_id is None,
             since=row.ready_at or row.created_at,
             used_at=row.used_at,
             ends_at=row.ends_at,
         )
         for row in rows
+        if row.project_id is None
     ]
     plan = autoscale.plan(demands, running, limits(), now)
     by_id = {row.pk: row for row in rows}

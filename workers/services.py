@@ -5,6 +5,7 @@ Their rows move as what the launcher sees of their jobs, combined with whether `
 
 import logging
 import secrets
+import shutil
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -110,6 +111,7 @@ def _submit(
         service.job_id = _LAUNCHERS[service.launcher].submit(order, folder)
     except LaunchError:
         service.delete()
+        shutil.rmtree(folder, ignore_errors=True)
         raise
     Service.objects.filter(pk=service.pk).update(job_id=service.job_id)
     logger.info("service submitted", extra={"action": "service_submit", "service": service.job_id, "model": model.name})
@@ -216,6 +218,7 @@ class Fed:
     key: str
     ends_at: datetime | None
     folder: Path
+    project_id: int | None
 
 
 def _free(avoid: Collection[int]) -> "QuerySet[Service]":
@@ -225,17 +228,23 @@ def _free(avoid: Collection[int]) -> "QuerySet[Service]":
     return launched().filter(nobody, lasting, state=ServiceState.RUNNING).exclude(pk__in=avoid)
 
 
-def free_models(avoid: Collection[int] = ()) -> set[str]:
-    """Return the models of running services that no worker feeds."""
-    return set(_free(avoid).values_list("model__name", flat=True))
+def free(avoid: Collection[int] = ()) -> set[tuple[str, int | None]]:
+    """Return the models of running services that no worker feeds, each with its project, None for all projects."""
+    return set(_free(avoid).values_list("model__name", "project_id"))
 
 
-def attach(model: str, holder: str, avoid: Collection[int] = ()) -> Fed | None:
-    """Make a worker the one that feeds a free service of a model; None when there is none."""
+def attach(model: str, projects: Collection[int], holder: str, avoid: Collection[int] = ()) -> Fed | None:
+    """Make a worker the one that feeds a free service of a model; None when there is none.
+
+    The service is one of these projects' or of none.
+    """
     registry.beat(holder)
     with transaction.atomic():
         rows = (
-            _free(avoid).filter(model__name=model).select_related("model").order_by(F("ends_at").desc(nulls_first=True))
+            _free(avoid)
+            .filter(Q(project=None) | Q(project_id__in=projects), model__name=model)
+            .select_related("model")
+            .order_by(F("ends_at").desc(nulls_first=True))
         )
         row = rows.select_for_update(skip_locked=True, of=("self",)).first()
         if row is None:
@@ -250,6 +259,7 @@ def attach(model: str, holder: str, avoid: Collection[int] = ()) -> Fed | None:
         engine_key(row.pk),
         row.ends_at,
         folder_of(row),
+        row.project_id,
     )
 
 

@@ -21,8 +21,7 @@ def _work(model: str, lines: int, age: float = 1) -> Demand:
 
 
 def _service(number: int, model: str, age: float = 1000, idle: float = 0, **more: Any) -> Running:
-    fields = {"is_ours": True, **more}
-    return Running(id=number, model=model, since=_ago(age), used_at=_ago(idle), **fields)
+    return Running(id=number, model=model, since=_ago(age), used_at=_ago(idle), **more)
 
 
 def test_a_model_that_nobody_serves_gets_a_service_and_another_when_the_queue_grows() -> None:
@@ -35,12 +34,6 @@ def test_a_model_that_nobody_serves_gets_a_service_and_another_when_the_queue_gr
 def test_every_model_gets_one_before_one_gets_more() -> None:
     demands = [_work("a", 10_000, age=9), _work("b", 1, age=5), _work("c", 1, age=7)]
     assert plan(demands, [], LIMITS, NOW).starts == ("a", "c", "b", "a")
-
-
-def test_a_persons_service_is_used_and_neither_counted_nor_stopped() -> None:
-    theirs = _service(1, "a", idle=9999, is_ours=False)
-    assert plan([_work("a", 50)], [theirs], LIMITS, NOW) == plan([], [theirs], LIMITS, NOW)
-    assert plan([], [theirs], LIMITS, NOW).stops == ()
 
 
 def test_an_idle_service_is_stopped_but_not_below_the_minimum() -> None:
@@ -74,17 +67,15 @@ _demands = st.lists(
     st.builds(_work, _models, st.integers(1, 1000), st.floats(0, 1000)), max_size=3, unique_by=lambda found: found.model
 )
 _services = st.lists(
-    st.builds(_service, st.integers(1, 99), _models, st.floats(0, 1000), st.floats(0, 1000), is_ours=st.booleans()),
+    st.builds(_service, st.integers(1, 99), _models, st.floats(0, 1000), st.floats(0, 1000)),
     max_size=5,
     unique_by=lambda found: found.id,
 )
 
 
 @given(_demands, _services)
-def test_the_limit_is_kept_and_only_our_own_are_stopped(demands: list[Demand], services: list[Running]) -> None:
+def test_the_limit_is_kept_and_only_what_has_work_is_started(demands: list[Demand], services: list[Running]) -> None:
     found = plan(demands, services, LIMITS, NOW)
-    ours = {service.id for service in services if service.is_ours}
-    assert set(found.stops) <= ours
-    left = len(ours) - len(found.stops) + len(found.starts)
-    assert left <= max(LIMITS.most, len(ours))
+    left = len(services) - len(found.stops) + len(found.starts)
+    assert left <= max(LIMITS.most, len(services))
     assert set(found.starts) <= {demand.model for demand in demands}
