@@ -127,8 +127,10 @@ def _home(folder: Path) -> Path:
 def warm(source: Path, folder: Path) -> float:
     """Return the seconds from upload to answers on a server whose engine has the model loaded."""
     sys.path.insert(0, str(ROOT))
+    from vbatch_site.database import ensure_url
     from vbatch_site.tests.servers import Server
 
+    ensure_url()
     home = _home(folder)
     server = Server(home, VBATCH_ENGINE="vllm", VBATCH_VLLM_ARGS=ARGUMENTS, **_cache())
     with server:
