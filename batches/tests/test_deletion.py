@@ -22,7 +22,7 @@ from files.uploads import announce
 from vbatch_site import audit, erasure, tasks
 from vbatch_site.models import ApiKey, AuditEntry, IdempotencyKey, Project
 from vbatch_site.tests.contract.forms import multipart
-from vbatch_site.tests.servers import Server, chat_line
+from vbatch_site.tests.servers import MODEL, Server, chat_line, wait_until
 
 
 def _file(project: Project, purpose: str = "batch") -> File:
@@ -169,7 +169,20 @@ def test_the_command_deletes_a_project_with_all_it_has_while_its_batch_runs(sim_
     assert len(mine) == 4
     assert all((server.home / "files" / path).exists() for path in mine)
 
+    config = {"environment": {"VLLM_MODEL": MODEL}, "resources": {"gpu": None}}
+    service = ask("POST", "/api/v1/services", {"recipe_name": "inference/vllm", "config": config})
+
+    def is_running() -> bool:
+        return bool(ask("GET", f"/api/v1/services/{service['id']}")["status"] == "running")
+
+    wait_until(is_running, 90, 0.2)
+    processes = [p for p in server.service_processes() if service["name"] in " ".join(p.cmdline())]
+    assert processes
+
     assert name in server.manage("delete_project", name, "--yes")
+
+    wait_until(lambda: not any(process.is_running() for process in processes), 30)
+    assert not (server.home / "services" / service["name"]).exists()
 
     assert not [path for path in mine if (server.home / "files" / path).exists()]
     assert not list((server.home / "files" / "batches").glob(f"{ended['id']}*"))

@@ -219,3 +219,21 @@ def test_no_locked_package_has_a_known_vulnerability() -> None:
     if done.returncode == 3:
         pytest.skip(done.stdout.strip().splitlines()[-1])
     assert done.returncode == 0, done.stdout
+
+
+def test_the_pages_that_need_no_login_do_nothing_that_their_policy_forbids(sim_server: Server) -> None:
+    playwright = pytest.importorskip("playwright.sync_api")
+    from vbatch_site.tests.browsers import Watch, chromium, path_of_chromium
+
+    if path_of_chromium() is None:
+        if os.environ.get("CI"):
+            pytest.fail("there is no chromium")
+        pytest.skip("there is no chromium")
+    with playwright.sync_playwright() as starter, chromium(starter) as browser:
+        page = browser.new_page(base_url=f"http://127.0.0.1:{sim_server.port}")
+        watch = Watch(page, sim_server)
+        page.goto("/docs/")
+        # Swagger has drawn the description that it loaded.
+        page.wait_for_selector(".opblock", timeout=60_000)
+        page.goto("/", wait_until="load")
+    assert not watch.faults
