@@ -15,8 +15,10 @@ from batches.models import Batch
 from batches.states import BatchStatus
 from batches.validate import validate
 from files.uploads import create_file
+from vbatch_site.env import env_numbers
 from vbatch_site.limits import spell
 from vbatch_site.models import ApiKey, Project
+from vbatch_site.settings import PROJECT_LIMITS
 from vbatch_site.tests.servers import chat_line
 from vbatch_site.tests.test_tenancy import API_ROUTES, Route
 
@@ -169,3 +171,19 @@ def test_tokens_in_line_are_counted_by_project_and_model(settings: Settings) -> 
 )
 def test_lengths_of_time_are_spelled_as_openai_does(seconds: float, text: str) -> None:
     assert spell(seconds) == text
+
+
+def test_the_servers_limits_are_read_from_one_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VBATCH_PROJECT_LIMITS", "requests_per_minute=600, storage_bytes=100")
+    assert env_numbers("VBATCH_PROJECT_LIMITS", PROJECT_LIMITS) == {"requests_per_minute": 600, "storage_bytes": 100}
+
+
+@pytest.mark.parametrize("wrong", ["requests=1", "storage_bytes", "storage_bytes=-1", "storage_bytes=1e9"])
+def test_a_limit_that_makes_no_sense_stops_the_server(monkeypatch: pytest.MonkeyPatch, wrong: str) -> None:
+    monkeypatch.setenv("VBATCH_PROJECT_LIMITS", wrong)
+    with pytest.raises(SystemExit, match="VBATCH_PROJECT_LIMITS"):
+        env_numbers("VBATCH_PROJECT_LIMITS", PROJECT_LIMITS)
+
+
+def test_every_servers_limit_is_a_projects_field() -> None:
+    assert set(PROJECT_LIMITS) <= {field.name for field in Project._meta.fields}
