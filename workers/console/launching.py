@@ -56,7 +56,9 @@ def _config(recipe: Recipe, form: Any) -> dict[str, Any]:
     """Return a form as the API's config: only what differs from the recipe's defaults."""
     config: dict[str, Any] = {"resources": {}, "environment": {}}
     for parameter in recipe.parameters.values():
-        text = form.get(parameter.name, "").strip()
+        if parameter.name not in form:
+            continue
+        text = form[parameter.name].strip()
         if text == ("" if parameter.default is None else str(parameter.default)):
             continue
         place = config if parameter.location == "root" else config[parameter.location]
