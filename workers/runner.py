@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import msgspec
 from django.conf import settings
-from django.db import DatabaseError, InterfaceError, OperationalError, connections
+from django.db import DatabaseError, InterfaceError, OperationalError
 from django.utils import timezone
 
 from batches import leases
@@ -31,6 +31,7 @@ from workers.attached import AttachedSlot
 from workers.backlog import Backlog
 from workers.client import Reply
 from workers.commits import Commit, Noted
+from workers.database import call, closing
 from workers.engine import EngineError
 from workers.failures import Failure
 from workers.feeding import LOOK_SECONDS, MOST_LOOK_SECONDS, Feeding, Gauges
@@ -56,7 +57,6 @@ DRAIN_SECONDS = 4.0  # what lines in flight get to finish when the process is as
 MAX_ATTEMPTS = 3  # of one line, engine crashes not counted
 BACKOFF_SECONDS = 0.5  # before the second attempt; doubles
 MAX_CULPRITS = 3  # engine deaths pinned on single lines in a row before the engine itself is blamed
-DATABASE_RETRY_SECONDS = 1.0
 
 
 class Runner:
@@ -466,22 +466,14 @@ class Runner:
         while True:
             await asyncio.sleep(SWEEP_SECONDS * random.uniform(0.8, 1.2))  # noqa: S311 (spreads hosts apart)
             try:
-                await loop.run_in_executor(self._background, _closing(sweep))
+                await loop.run_in_executor(self._background, closing(sweep))
             except (DatabaseError, OSError):
                 # Housekeeping that fails must not take the engine and the lines in flight with it.
                 logger.exception("sweep failed", extra={"action": "sweep_failed"})
 
     async def _db(self, function: Callable[..., T], *args: Any) -> T:
         """Call a function on the database's thread, again and again while the database is away."""
-        loop = asyncio.get_running_loop()
-        while True:
-            try:
-                return await loop.run_in_executor(self._database, _closing(function, *args))
-            except (OperationalError, InterfaceError):
-                logger.warning("database is away", extra={"action": "database_lost"})
-                if self.stopping:
-                    raise
-                await asyncio.sleep(DATABASE_RETRY_SECONDS)
+        return await call(self._database, lambda: self.stopping, function, *args)
 
     async def _stop(self, committer: "asyncio.Task[None]", sides: Iterable["asyncio.Task[None]"]) -> None:
         """Let short lines finish, commit, release, and stop the engine, in this order."""
@@ -506,16 +498,3 @@ class Runner:
         except (OperationalError, InterfaceError):
             logger.warning("stopped without a database; leases run out", extra={"action": "database_lost"})
             await self._slot.stop_quietly()
-
-
-def _closing(function: Callable[..., T], *args: Any) -> Callable[[], T]:
-    """Return the call, which gives up its connection when the database fails it."""
-
-    def call() -> T:
-        try:
-            return function(*args)
-        except (OperationalError, InterfaceError):
-            connections.close_all()
-            raise
-
-    return call
