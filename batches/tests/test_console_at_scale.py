@@ -13,6 +13,9 @@ pytestmark = [pytest.mark.django_db, pytest.mark.slow]
 
 BATCHES, RESULTS = 100_000, 1_000_000
 SECONDS = 0.1  # of the server, for one list page
+# A text anywhere in the metadata is looked for row by row, and a range of time is one more condition.
+SLOWER = {"/console/batches?q=run 5": 0.25, "/console/batches?status=failed&from=2020-01-01": 0.2}
+SECONDS_OF_ADMIN = 0.6
 TRIES = 8
 
 _BATCHES = """
