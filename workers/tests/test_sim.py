@@ -701,7 +701,7 @@ def test_every_variable_and_marker_is_documented() -> None:
     package = ROOT / "workers" / "sim"
     documented = workers.sim.__doc__ or ""
     variables = set(re.findall(r"VBATCH_SIM_[A-Z_]+[A-Z]", (package / "knobs.py").read_text()))
-    assert len(variables) == 8
+    assert len(variables) == 10
     for name in variables:
         assert name in documented
     for marker in ("crash", "hang", "slow", "400", "500", "503once", "garbage", "truncate", "200error"):
