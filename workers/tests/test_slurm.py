@@ -117,5 +117,6 @@ def test_a_node_that_dies_is_seen_and_a_controller_that_is_away_is_waited_for(se
     with slurm.controller_away():
         status, answer = call(server, "DELETE", f"services/{other['id']}")
         assert (status, answer["error"]["code"]) == (503, "launcher_unavailable")
-        assert _status(server, other["id"]) == "running"
+        # SLURM may put a job back in line while its node comes up again; nobody has ended it.
+        assert _status(server, other["id"]) in ("pending", "starting", "running")
     assert call(server, "DELETE", f"services/{other['id']}")[0] == 200
