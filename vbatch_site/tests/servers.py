@@ -294,7 +294,8 @@ class Server:
     def requests_seen(self) -> list[str]:
         """Return the user text of each request that the simulated engine took."""
         path = self.home / "requests.log"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        # Only newlines end a line of the log: splitlines() would also break at U+2028 and the like inside a prompt.
+        return [json.loads(line) for line in path.read_text().split("\n") if line] if path.exists() else []
 
 
 class Web(Server):
