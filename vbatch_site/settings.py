@@ -243,6 +243,9 @@ UNFOLD: dict[str, Any] = {
         {"rel": "icon", "type": "image/svg+xml", "href": lambda request: static("console/favicon.svg")},
     ],
     "SIDEBAR": {"navigation": "vbatch_site.console.navigation.sidebar"},
+    # After Unfold's own, so that these fonts are asked for a character first.
+    "STYLES": [lambda request: static("console/fonts/fonts.css"), lambda request: static("console/frame.css")],
+    "SCRIPTS": [lambda request: static("console/frame.js")],
     # A blue that has AA contrast as text on both backgrounds, instead of Unfold's purple.
     "COLORS": {
         "primary": {

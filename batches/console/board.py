@@ -11,7 +11,7 @@ from django.utils import timezone
 from django.utils.safestring import mark_safe
 
 from batches.console import pace
-from batches.console.shown import decorate
+from batches.console.shown import decorate, description
 from batches.models import Batch, BatchEvent, Sample
 from batches.progress import SAMPLE_SECONDS
 from batches.samples import stretch
@@ -95,9 +95,10 @@ def active(request: HttpRequest) -> dict[str, Any]:
 
 def events(request: HttpRequest) -> dict[str, Any]:
     """Return the last lines of all journals."""
-    rows = list(BatchEvent.objects.order_by("-id")[:_EVENTS])
+    rows = list(BatchEvent.objects.select_related("batch").order_by("-id")[:_EVENTS])
     for row in rows:
         shown: Any = row
         is_state = row.kind == EventKind.STATUS
         shown.word, shown.tone = (row.status, COLOURS[BatchStatus(row.status)]) if is_state else (row.kind, "none")
+        shown.about = description(row.batch)
     return {"events": rows}

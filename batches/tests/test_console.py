@@ -229,7 +229,7 @@ def test_pause_resume_priority_and_cancel_are_done_by_the_same_code_as_the_apis(
 
 def test_an_action_that_is_not_possible_says_why(operator: Client) -> None:
     page = operator.get(f"/console/batches/{ended(2).pk}").content.decode()
-    assert 'disabled title="It is completed."' in page.replace("\n", " ")
+    assert 'aria-disabled="true" title="It is completed."' in page.replace("\n", " ")
 
 
 def test_a_batch_that_did_not_validate_shows_each_fault_with_its_line(operator: Client) -> None:

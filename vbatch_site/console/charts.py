@@ -43,7 +43,8 @@ def sparkline(values: Sequence[float], label: str, width: int = 120, height: int
         points = " ".join(f"{i * step:.1f},{height - 1 - (v / top) * (height - 3):.1f}" for i, v in enumerate(values))
     return (
         f'<svg class="vb-spark" viewBox="0 0 {width} {height}" preserveAspectRatio="none" role="img" '
-        f'aria-label="{escape(label)}"><polyline points="{points}"/></svg>'
+        f'aria-label="{escape(label)}"><polygon points="0,{height} {points} {width},{height}"/>'
+        f'<polyline points="{points}"/></svg>'
     )
 
 

@@ -1,7 +1,7 @@
 """How the console writes times, numbers, sizes, states and ids."""
 
 import json
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from django import template
@@ -36,6 +36,12 @@ def ago(at: datetime | None) -> SafeString:
         stamp.strftime("%Y-%m-%d %H:%M:%S"),
         _one_unit(text),
     )
+
+
+@register.filter
+def since(seconds: float | None) -> SafeString:
+    """Return a moment given in unix seconds as `ago` does."""
+    return ago(None if seconds is None else datetime.fromtimestamp(seconds, UTC))
 
 
 def _one_unit(text: str) -> str:
@@ -138,6 +144,18 @@ def bar(done: int, failed: int, total: int, active: bool = False, label: str = "
         f"{done * share:.3f}",
         f"{failed * share:.3f}",
     )
+
+
+@register.filter
+def leaf(name: str | None) -> str:
+    """Return a model's name without the folder or owner before it."""
+    return (name or "").rstrip("/").rpartition("/")[2]
+
+
+@register.filter
+def middle(text: str, keep: int = 36) -> str:
+    """Return a name that is too long without its middle: what it ends with tells files apart."""
+    return text if len(text) <= keep else f"{text[: keep - 19]}\u2026{text[-18:]}"
 
 
 @register.filter

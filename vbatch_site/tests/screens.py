@@ -1,5 +1,6 @@
 """Take a picture of every page of the console, in both themes and at two widths, with data in every state."""
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -10,7 +11,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from vbatch_site.tests import plugin  # noqa: F401 (starts the database that servers are made in)
 from vbatch_site.tests.browsers import chromium, sign_in
 from vbatch_site.tests.servers import Server, chat_line
-from vbatch_site.tests.worlds import furnish
+from vbatch_site.tests.worlds import furnish, lengthen
 
 WIDTHS = {"wide": (1440, 900), "narrow": (390, 844)}
 
@@ -35,11 +36,13 @@ def pages(world: dict[str, str]) -> dict[str, str]:
         "file": f"/console/files/{world['file']}",
         "models": "/console/models",
         "workers": "/console/workers",
+        "worker": f"/console/workers/{world['worker']}",
         "services": "/console/services",
         "service-start": "/console/services/start/inference/vllm",
         "service": f"/console/services/{world['service']}",
         "keys": "/console/keys",
         "webhooks": "/console/webhooks",
+        "delivery": f"/console/webhooks/deliveries/{world['delivery']}",
         "system": "/console/system",
         "admin-batches": "/admin/batches/batch/",
         "admin-tasks": "/admin/django_q/ormq/",
@@ -65,8 +68,32 @@ def _shoot(page: Page, url: str, to: Path) -> None:
     page.goto(url)
     page.wait_for_load_state("load")
     # Fonts and the parts that load themselves.
+    page.wait_for_function(
+        "document.fonts.ready && !document.querySelector('[hx-trigger^=load] > .vb-subtle:only-child')"
+    )
     time.sleep(0.35)
-    page.screenshot(path=to, full_page=True)
+    # As tall as the page, so that what sticks to the window stands where it would.
+    size = page.viewport_size or {"width": 0, "height": 0}
+    tall = page.evaluate("document.documentElement.scrollHeight")
+    page.set_viewport_size({"width": size["width"], "height": max(tall, size["height"])})
+    page.screenshot(path=to)
+    page.set_viewport_size(size)
+
+
+_GPUS = """#!/bin/sh
+echo "0, NVIDIA H100 80GB HBM3, 71340, 81559, 93, 61"
+echo "1, NVIDIA H100 80GB HBM3, 68211, 81559, 88, 58"
+echo "2, NVIDIA H100 80GB HBM3, 4, 81559, 0, 31"
+"""
+
+
+def _pretend_gpus(folder: Path) -> str:
+    """Write a program that answers as nvidia-smi would, and return a PATH that has it: this machine has no GPU."""
+    folder.mkdir(parents=True, exist_ok=True)
+    program = folder / "nvidia-smi"
+    program.write_text(_GPUS)
+    program.chmod(0o755)
+    return f"{folder}{os.pathsep}{os.environ['PATH']}"
 
 
 def main() -> None:
@@ -75,9 +102,11 @@ def main() -> None:
     only = set(sys.argv[2:])
     out.mkdir(parents=True, exist_ok=True)
     home = out.resolve() / ".home"
-    settings: dict[str, Any] = {"VBATCH_SIM_LINES_PER_SECOND": "20"}
+    settings: dict[str, Any] = {"VBATCH_SIM_LINES_PER_SECOND": "20", "VBATCH_GPU_WORKERS": "1"}
+    settings["PATH"] = _pretend_gpus(home.parent / ".bin")
     with Server(home, **settings) as server:
         world = furnish(server, chat_line)
+        world["in_progress"] = lengthen(server, chat_line)
         with sync_playwright() as playwright, chromium(playwright) as browser:
             shoot(browser, server, world, out, only)
     sys.stdout.write(f"{len(list(out.glob('*.png')))} pictures in {out}\n")

@@ -9,9 +9,11 @@ from vbatch_site.tests.servers import MODEL, Server
 
 _ROWS = """
 from datetime import timedelta
+from uuid import uuid4
 from django.utils import timezone
 from batches.models import Batch, BatchEvent
 from batches.webhooks import endpoints
+from batches.webhooks.models import WebhookDelivery
 from vbatch_site.models import ApiKey, Project
 from workers.models import ServedModel, Service, Worker
 now = timezone.now()
@@ -35,21 +37,48 @@ Service.objects.create(
     model=ServedModel.objects.first(), worker=w, state="failed", created_at=now - timedelta(hours=4),
     ended_at=now - timedelta(hours=4), error="The process died.",
 )
-for status, days in (("expired", 2), ("cancelled", 3), ("validating", 0), ("finalizing", 0), ("cancelling", 0)):
-    at = now - timedelta(days=days, minutes=7)
+told = [
+    ("cancelled", 72, "Translate the support tickets of the third quarter, second try"),
+    ("expired", 48, "Embeddings of the whole catalogue"),
+    ("cancelling", 0.3, "Product descriptions, spring"), ("finalizing", 0.2, "Labels for the review set"),
+    ("validating", 0.1, "Meeting notes, week 46"),
+]
+for status, hours, description in told:
+    at = now - timedelta(hours=hours)
+    ended = status in ("expired", "cancelled")
     b = Batch(
-        id=f"batch_{status:a<20}{days}f3e9c1", project=o, status=status, endpoint="/v1/chat/completions",
+        id=f"batch_{uuid4().hex}", project=o, status=status, endpoint="/v1/chat/completions",
         input_file_id="file-gone0000000000000000", completion_window="24h", created_at=at,
-        expires_at=at + timedelta(hours=24), model="Qwen/Qwen2.5-3B-Instruct", total=50000 if days else 0,
-        completed=31207 if days else 0, failed=112 if days else 0, in_progress_at=at + timedelta(seconds=4),
-        purged_at=now if days else None, rung_at=now + timedelta(days=1),
-        metadata={"description": "Translate the support tickets of the third quarter, second try", "team": "research"},
+        expires_at=at + timedelta(hours=24), model="Qwen/Qwen2.5-3B-Instruct",
+        total=0 if status == "validating" else 50000,
+        completed={"finalizing": 49871, "validating": 0}.get(status, 31207),
+        failed={"finalizing": 129, "validating": 0}.get(status, 112),
+        in_progress_at=None if status == "validating" else at + timedelta(seconds=4),
+        purged_at=now if ended else None, rung_at=now + timedelta(days=1),
+        metadata={"description": description, "team": "research"},
     )
-    if status in ("expired", "cancelled"):
-        setattr(b, f"{status}_at", at + timedelta(hours=20))
+    end = at + timedelta(hours=20)
+    if ended:
+        setattr(b, f"{status}_at", end)
     b.save()
     BatchEvent.objects.create(batch=b, at=at, status="validating")
-    BatchEvent.objects.create(batch=b, at=at + timedelta(seconds=4), status=status)
+    if status != "validating":
+        BatchEvent.objects.create(batch=b, at=at + timedelta(seconds=4), status="in_progress")
+        BatchEvent.objects.create(batch=b, at=end if ended else now - timedelta(minutes=3), status=status)
+for state, attempts, code, error in (
+    ("delivered", 1, 200, ""), ("retrying", 3, 503, ""),
+    ("exhausted", 12, None, "The receiver did not answer in 10 s."),
+):
+    WebhookDelivery.objects.create(
+        id=f"whd_{uuid4().hex[:24]}", endpoint=e, project=o, batch_id=b.pk, event_id=f"evt_{uuid4().hex[:24]}",
+        event_type="batch.completed", payload=b'{"type":"batch.completed","data":{"id":"batch_6b01"}}',
+        host="hooks.example.com", state=state, attempts=attempts, last_code=code, last_error=error, milliseconds=184,
+        next_attempt_at=now + timedelta(hours=2) if state == "retrying" else None, give_up_at=now + timedelta(days=3),
+        log=[{
+            "at": int(now.timestamp()), "headers": {"webhook-id": "whd_1", "content-type": "application/json"},
+            "status": code, "error": error, "milliseconds": 184, "body": "busy" if code == 503 else "",
+        }] * min(attempts, 3),
+    )
 """
 
 
@@ -78,7 +107,61 @@ def furnish(server: Server, line: Callable[..., str]) -> dict[str, str]:
         "file": batch["input_file_id"],
         "bad_file": server.batch(failed)["input_file_id"],
         "service": str(service),
+        "worker": "gpu-07-4711-ab12cd34",
+        "delivery": server.query("SELECT id FROM batches_webhookdelivery WHERE state = 'exhausted'")[0][0],
     }
     assert json.dumps(found)
     assert MODEL
     return found
+
+
+_HISTORY = """
+from datetime import timedelta
+from math import sin
+from random import Random
+from django.db.models import F
+from django.utils import timezone
+from batches.models import Batch, BatchEvent, Sample
+from batches.samples import stretch
+now, chance = timezone.now(), Random(7)
+b = Batch.objects.get(pk={batch!r})
+began, done, tokens = stretch(now - timedelta(minutes=38)), 0, 0
+for i in range(38 * 6 - 2):
+    rate = 19 + 3 * sin(i / 31) + chance.gauss(0, 0.7)
+    if 70 <= i < 78:
+        rate = 1 if i > 72 else 0
+    lines = max(int(10 * rate), 0)
+    if lines:
+        Sample.objects.update_or_create(
+            batch=b, model=b.model, at=began + timedelta(seconds=10 * i),
+            defaults={{"lines": lines, "output_tokens": lines * 96, "input_tokens": lines * 310,
+                      "cached_tokens": lines * 180, "milliseconds": lines * 800}},
+        )
+    done, tokens = done + lines, tokens + lines
+Batch.objects.filter(pk=b.pk).update(
+    created_at=began - timedelta(seconds=3), in_progress_at=began, total=F("total") + done + 20000,
+    completed=F("completed") + done - 37, failed=37, input_tokens=F("input_tokens") + tokens * 310,
+    output_tokens=F("output_tokens") + tokens * 96, cached_tokens=F("cached_tokens") + tokens * 180,
+    expires_at=began + timedelta(hours=24),
+)
+b.events.filter(status="validating").update(at=began - timedelta(seconds=3))
+b.events.filter(status="in_progress").update(at=began)
+for kind, i in (("pause", 70), ("resume", 78)):
+    at = began + timedelta(seconds=10 * i)
+    BatchEvent.objects.create(batch=b, at=at, kind=kind, status="in_progress", reason="by boss")
+other = Batch.objects.get(status="finalizing")
+for i in range(60, 200):
+    lines = int(10 * (41 + 6 * sin(i / 17) + chance.gauss(0, 1.5)))
+    Sample.objects.create(
+        batch=other, model=other.model, at=began + timedelta(seconds=10 * i), lines=lines, output_tokens=lines * 64
+    )
+"""
+
+
+def lengthen(server: Server, line: Callable[..., str]) -> str:
+    """Add a batch that has run for most of an hour and goes on while pictures are taken; return its id."""
+    talk = [line(f"ticket-{i:05}", f"Summarise support ticket {i} in one sentence, please.") for i in range(1, 9001)]
+    batch_id = server.create(talk, metadata={"description": "Support tickets, October", "team": "support"})
+    server.wait(batch_id, 60, ["in_progress"])
+    server.manage("shell", "-v0", "-c", _HISTORY.format(batch=batch_id))
+    return batch_id

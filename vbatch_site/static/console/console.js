@@ -46,7 +46,26 @@
   document.addEventListener("htmx:beforeRequest", (event) => {
     if (event.target.matches("[data-live]") && busy()) event.preventDefault();
   });
-  document.addEventListener("htmx:afterSwap", () => { updated = Date.now(); tick(); });
+  // What has the focus keeps it when the part around it is replaced (htmx does this for what has an id), and a table
+  // that was moved sideways stays there.
+  const alike = (control) => [...document.querySelectorAll(control.tagName)].filter((other) =>
+    ["href", "data-copy", "data-open"].every((name) => other.getAttribute(name) === control.getAttribute(name)));
+  let held = null;
+  let moved = [];
+
+  document.addEventListener("htmx:beforeSwap", (event) => {
+    const control = document.activeElement;
+    const inside = event.detail.target?.contains(control) && !control.id;
+    held = inside ? { control, place: alike(control).indexOf(control) } : null;
+    moved = [...document.querySelectorAll(".vb-scroll, .vb-tabs")].map((box) => box.scrollLeft);
+  });
+  document.addEventListener("htmx:afterSwap", () => {
+    updated = Date.now();
+    tick();
+    document.querySelectorAll(".vb-scroll, .vb-tabs").forEach((box, i) => { if (moved[i]) box.scrollLeft = moved[i]; });
+    if (held && document.activeElement !== held.control) alike(held.control)[held.place]?.focus({ preventScroll: true });
+    held = null;
+  });
   document.addEventListener("htmx:sendError", () => tell("The server can't be reached. Trying again."));
   document.addEventListener("htmx:responseError", (event) => {
     const text = event.detail.xhr.getResponseHeader("content-type")?.startsWith("text/plain")

@@ -186,6 +186,21 @@ def axe(request: pytest.FixtureRequest) -> str:
     return source.read_text()
 
 
+# What a person can act on; the rest of a page needs no keyboard.
+_CONTROLS = "a, button, input, select, textarea, summary, [role=button], [x-on\\:click]"
+
+_UNREACHABLE = """
+(controls) => [...document.querySelectorAll(controls)].filter((control) => {
+  if (!control.checkVisibility({visibilityProperty: true})) return false;
+  if (control.disabled || control.type === "hidden") return false;
+  const focusable = control.tabIndex >= 0 && (control.matches("[tabindex]") || !control.matches("a:not([href])"));
+  const label = [control.getAttribute("aria-label"), control.title, control.textContent, control.placeholder,
+    ...[...(control.labels ?? [])].map((one) => one.textContent), control.querySelector("img")?.alt];
+  return !focusable || !label.some((text) => text?.trim());
+}).map((control) => control.outerHTML.slice(0, 160))
+"""
+
+
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_no_page_has_a_serious_fault_for_people_who_cannot_see_it_well(
     browser: Browser, server: Server, world: dict[str, str], axe: str, theme: Any
@@ -195,48 +210,90 @@ def test_no_page_has_a_serious_fault_for_people_who_cannot_see_it_well(
     page.set_default_timeout(PATIENCE)
     watch = Watch(page, server)
     sign_in(page, server)
-    faults = []
+    faults: list[tuple[str, ...]] = []
     for name, address in pages(world).items():
-        if name.startswith("admin-"):
-            continue
         page.goto(f"http://127.0.0.1:{server.port}{address}")
         page.wait_for_load_state("load")
-        found = page.evaluate(axe + ";axe.run(document, {resultTypes: ['violations']})")
-        for fault in found["violations"]:
-            if fault["impact"] in ("serious", "critical"):
-                places = [node["html"][:160] for node in fault["nodes"][:3]]
-                faults.append((name, fault["id"], places))
+        faults += [(name, "no keyboard or no name", html) for html in page.evaluate(_UNREACHABLE, _CONTROLS)]
+        if name.startswith("admin-"):
+            continue
+        page.evaluate(axe)
+        for width in (1280, 390):
+            page.set_viewport_size({"width": width, "height": 900})
+            found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")
+            for fault in found["violations"]:
+                if fault["impact"] in ("serious", "critical"):
+                    faults.append((name, str(width), fault["id"], *[node["html"][:160] for node in fault["nodes"][:3]]))
+        if (wide := page.evaluate("document.documentElement.scrollWidth")) > 390:
+            faults.append((name, f"{wide} pixels wide on a phone"))
+        page.set_viewport_size({"width": 1280, "height": 900})
     context.close()
     assert faults == []
     assert watch.faults == []
 
 
-def test_no_page_is_wider_than_a_phone(browser: Browser, server: Server, world: dict[str, str]) -> None:
-    context = browser.new_context(viewport={"width": 390, "height": 844})
-    page = context.new_page()
-    sign_in(page, server)
-    wide = {}
-    for name, address in pages(world).items():
-        if name.startswith("admin-"):
-            continue
-        page.goto(f"http://127.0.0.1:{server.port}{address}")
-        width = page.evaluate("document.documentElement.scrollWidth")
-        if width > 390:
-            wide[name] = width
-    context.close()
-    assert wide == {}
+_FOCUSED = """
+() => {
+  const at = document.activeElement, style = getComputedStyle(at);
+  if (at === document.body) return ["", true];
+  return [at.id || at.getAttribute("aria-label") || at.textContent.trim().slice(0, 40), style.outlineStyle !== "none"];
+}
+"""
+
+
+def _tab(page: Page, times: int) -> dict[str, bool]:
+    """Press Tab and return what had the focus, and whether that could be seen."""
+    found = {}
+    for _ in range(times):
+        page.keyboard.press("Tab")
+        name, seen = page.evaluate(_FOCUSED)
+        found[name] = seen
+    return found
 
 
 def test_the_day_needs_no_mouse(page: Page, server: Server, world: dict[str, str]) -> None:
     sign_in(page, server)
     page.goto(f"http://127.0.0.1:{server.port}/console/batches")
-    seen = set()
-    for _ in range(60):
-        page.keyboard.press("Tab")
-        seen.add(page.evaluate("document.activeElement.id || document.activeElement.textContent.trim().slice(0, 40)"))
-    assert {"q", "model", "endpoint", "project", "choice-all"} <= seen
-    focused = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
-    assert focused != "none"
+    found = _tab(page, 60)
+    assert {"q", "model", "endpoint", "project", "choice-all", "Skip to content", "Menu"} <= found.keys()
+    assert [name for name, seen in found.items() if not seen] == []
+
+    # Unfold's own menu, on its own page.
+    page.goto(f"http://127.0.0.1:{server.port}/admin/batches/batch/")
+    account = page.get_by_role("button", name="Account of boss")
+    account.focus()
+    page.keyboard.press("Enter")
+    expect(account).to_have_attribute("aria-expanded", "true")
+    expect(page.get_by_role("link", name="Change password")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(account).to_have_attribute("aria-expanded", "false")
+    expect(account).to_be_focused()
+
+
+FIRST_VISIT = 300 * 1024  # bytes
+
+
+def _size(request: Any) -> int:
+    """Return what an answer weighed on its way, compressed as it was."""
+    sizes = request.sizes()
+    return int(sizes["responseBodySize"] + sizes["responseHeadersSize"])
+
+
+def test_a_first_visit_loads_little(browser: Browser, page: Page, server: Server, world: dict[str, str]) -> None:
+    sign_in(page, server)
+    weights = {}
+    for address in ("/console/", "/console/batches", f"/console/batches/{world['completed']}", "/admin/batches/batch/"):
+        # Nothing in its cache.
+        context = browser.new_context(storage_state=page.context.storage_state())
+        fresh = context.new_page()
+        answers: list[Any] = []
+        fresh.on("requestfinished", answers.append)
+        fresh.goto(f"http://127.0.0.1:{server.port}{address}")
+        fresh.wait_for_load_state("networkidle")
+        weights[address] = {answer.url.rpartition("/")[2]: _size(answer) for answer in answers}
+        assert fresh.evaluate("document.fonts.check('16px Inter')")
+        context.close()
+    assert {a: w for a, w in weights.items() if sum(w.values()) > FIRST_VISIT} == {}
 
 
 def test_pages_are_small_and_their_assets_are_kept_by_the_browser(server: Server, page: Page) -> None:
