@@ -3,6 +3,7 @@
 import http.client
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -117,7 +118,9 @@ class Server:
     def key(self) -> str:
         """An API key of the default project."""
         if self._key is None:
-            self._key = self.manage("create_api_key", "test")
+            # The first start prints one; a command for each server would cost its seconds.
+            shown = re.search(r"^Key +(\S+)", self.log.read_text() if self.log.exists() else "", re.MULTILINE)
+            self._key = shown[1] if shown else self.manage("create_api_key", "test")
         return self._key
 
     @key.setter
