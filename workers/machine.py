@@ -1,11 +1,17 @@
 """What this machine is, as far as an engine's arguments depend on it. Pure: no Django."""
 
+import os
 from functools import cache
 from pathlib import Path
 
 # Instructions that multiply bfloat16; without them a CPU computes it in software, five times slower than float32
 # (116 against 25 tokens/s on two cores of an EPYC, SmolLM2-135M).
 _BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
+
+# vLLM keeps one core from the model, for its scheduler. On so few cores that is too much: with both at work two cores
+# answered 3.59 requests/s instead of 2.27 (benchmarks/README.md).
+_FEW_CORES = 2
+_RESERVED = "VLLM_CPU_NUM_OF_RESERVED_CPU"
 
 _NVIDIA = Path("/proc/driver/nvidia/gpus")
 _CPU = Path("/proc/cpuinfo")
@@ -27,6 +33,13 @@ def engine_arguments() -> str:
     except OSError:
         return ""
     return "" if words & _BFLOAT16_FLAGS else "--dtype float32"
+
+
+def engine_environment() -> dict[str, str]:
+    """Return variables that every engine on this machine starts with, without those that a person has set."""
+    if gpu_count() or len(os.sched_getaffinity(0)) > _FEW_CORES or _RESERVED in os.environ:
+        return {}
+    return {_RESERVED: "0"}
 
 
 def free_memory() -> float:

@@ -111,7 +111,8 @@ def order(plan: Plan, name: str, model: ServedModel, recipe: Recipe, wanted: Wan
         arguments += ["--tensor-parallel-size", str(parallel)]
     if plan.nodes > 1:
         arguments += ["--pipeline-parallel-size", str(plan.nodes), "--distributed-executor-backend", "mp"]
-    on_cpu = machine.engine_arguments() if kind == "vllm" and not plan.gpu else ""
+    is_on_cpu = kind == "vllm" and not plan.gpu
+    on_cpu = machine.engine_arguments() if is_on_cpu else ""
     spec = EngineSpec(
         name=model.name,
         source=source,
@@ -126,7 +127,10 @@ def order(plan: Plan, name: str, model: ServedModel, recipe: Recipe, wanted: Wan
         name=name,
         program=tuple(command(spec, python)),
         headless_program=(python, "-m", "vllm.entrypoints.cli.main", "serve", source, "--headless", *spec.arguments),
-        environment=_environment(recipe, wanted.environment, is_local=is_local),
+        environment={
+            **(machine.engine_environment() if is_on_cpu and is_local else {}),
+            **_environment(recipe, wanted.environment, is_local=is_local),
+        },
         nodes=plan.nodes,
         cpu=wanted.integer("cpu", 1),
         memory=wanted.text("memory"),

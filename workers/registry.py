@@ -33,7 +33,9 @@ def spec_for(name: str, holder: str, environment: dict[str, str]) -> EngineSpec 
     if model is None:
         return None
     # The simulated engine takes vLLM's arguments too, but what suits this machine's processor is no matter to it.
-    machine_arguments = machine.engine_arguments() if settings.VBATCH_ENGINE == "vllm" else ""
+    is_real = settings.VBATCH_ENGINE == "vllm"
+    machine_arguments = machine.engine_arguments() if is_real else ""
+    machine_environment = machine.engine_environment() if is_real else {}
     return EngineSpec(
         name=model.name,
         source=catalogue.source_of(model),
@@ -41,7 +43,7 @@ def spec_for(name: str, holder: str, environment: dict[str, str]) -> EngineSpec 
         kind=settings.VBATCH_ENGINE,
         log=settings.VBATCH_HOME / "logs" / f"engine-{holder}.log",
         endpoints=tuple(model.endpoints),
-        environment=environment,
+        environment=machine_environment | environment,
     )
 
 
