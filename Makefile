@@ -1,4 +1,4 @@
-.PHONY: setup samples demo serve test lint bench screenshots clean
+.PHONY: setup samples demo serve test lint bench screenshots reference clean
 
 PYTHON := .venv/bin/python
 
@@ -27,6 +27,10 @@ bench: samples
 # Every page of the console, in both themes and at two widths, in the folder OUT; needs Debian's chromium.
 screenshots: samples
 	@$(PYTHON) -m vbatch_site.tests.screens $(or $(OUT),screenshots)
+
+# docs/reference.md, from the OpenAPI document.
+reference: setup
+	@$(PYTHON) -m vbatch_site.tests.reference
 
 clean:
 	rm -rf .venv build .mypy_cache .ruff_cache .pytest_cache .hypothesis staticfiles

@@ -100,7 +100,7 @@ class ExtraDict(TypedDict):
 
 
 class BatchDict(TypedDict):
-    """OpenAI's batch object (contract.md 2.2)."""
+    """OpenAI's batch object, and one more key, `vbatch`."""
 
     id: str
     object: Literal["batch"]

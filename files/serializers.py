@@ -11,7 +11,7 @@ PurposeName = Annotated[str, Meta(extra_json_schema={"enum": Purpose.values})]
 
 
 class FileDict(TypedDict):
-    """OpenAI's file object (contract.md 1.2)."""
+    """OpenAI's file object."""
 
     id: str
     object: Literal["file"]
@@ -54,7 +54,7 @@ def file_dict(file: File) -> FileDict:
 
 
 class UploadDict(TypedDict):
-    """OpenAI's upload object (contract.md 5)."""
+    """OpenAI's upload object."""
 
     id: str
     object: Literal["upload"]

@@ -9,7 +9,7 @@ from drf_spectacular.views import SpectacularSwaggerSplitView
 from batches.console import urls as batches_console
 from files.console import urls as files_console
 from vbatch_site.console import urls as site_console
-from vbatch_site.console.landing import landing
+from vbatch_site.console.landing import landing, llms
 from vbatch_site.health import health
 from vbatch_site.openai.schema import SchemaView
 from workers.console import urls as workers_console
@@ -29,6 +29,7 @@ urlpatterns: list[URLPattern | URLResolver] = [
     path("health", health),
     path("admin/", admin.site.urls),
     path("", landing, name="landing"),
+    path("llms.txt", llms, name="llms"),
     path("favicon.ico", RedirectView.as_view(url=static("console/favicon.svg"))),
     path("console", RedirectView.as_view(pattern_name="console:dashboard")),
     path("console/", include(console)),

@@ -1,10 +1,17 @@
-"""What the README says is so."""
+"""What README and the pages of the documentation say is so."""
 
 import re
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+import pytest
+from django.core.management import get_commands
+from drf_spectacular.generators import SchemaGenerator
+
+from vbatch_site.tests import reference
+from vbatch_site.tests.pages import ROOT, RUN, SHOWN, anchors, blocks, links, name_of, pages
+
 README = (ROOT / "README.md").read_text()
+PAGES = pages()
 
 
 def test_every_setting_is_in_the_readme_and_nothing_else_is() -> None:
@@ -13,13 +20,40 @@ def test_every_setting_is_in_the_readme_and_nothing_else_is() -> None:
     assert table == read
 
 
-def test_every_make_target_in_the_readme_exists() -> None:
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_command_on_a_page_exists(page: Path) -> None:
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    assert set(re.findall(r"\bmake ([a-z]+)", README)) <= targets
+    text = page.read_text()
+    assert set(re.findall(r"(?:`|^)make ([a-z]+)", text, re.MULTILINE)) <= targets
+    assert set(re.findall(r"\bmanage\.py ([a-z_]+)", text)) <= set(get_commands())
+    programs = re.findall(r"(?:`|^| )((?:scripts|benchmarks|examples)/[\w/.-]*\w)", text, re.MULTILINE)
+    assert [program for program in programs if not (ROOT / program).exists()] == []
 
 
-def test_every_management_command_in_the_readme_exists() -> None:
-    ours = {path.stem for room in ("vbatch_site", "workers") for path in (ROOT / room).glob("management/commands/*.py")}
-    named = set(re.findall(r"manage\.py ([a-z_]+)", README))
-    assert named
-    assert named <= ours
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_link_on_a_page_leads_somewhere(page: Path) -> None:
+    for link in links(page):
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), link
+        if anchor:
+            assert anchor in anchors(target), link
+
+
+def test_every_page_is_listed_in_the_index() -> None:
+    index = ROOT / "docs" / "README.md"
+    listed = {(index.parent / link.partition("#")[0]).resolve() for link in links(index)}
+    assert [name_of(page) for page in index.parent.glob("*.md") if page not in {*listed, index}] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_block_of_code_is_run_or_says_why_not(page: Path) -> None:
+    for block in blocks(page):
+        where = f"{block.page}:{block.line}"
+        assert block.language in RUN | SHOWN, f"{where}: what language is this?"
+        assert not block.note or re.match(r"not-run: \w", block.note), f"{where}: {block.note}"
+
+
+def test_the_reference_is_what_the_openapi_document_says() -> None:
+    document = SchemaGenerator().get_schema(request=None, public=True)
+    assert reference.PAGE.read_text() == reference.page(document), "run `make reference`"

@@ -35,6 +35,7 @@ METHODS = ("get", "post", "put", "patch", "delete")
 PUBLIC = {
     "/health": "asked by load balancers",
     "/": "says how to connect",
+    "/llms.txt": "says how to connect",
     "/favicon.ico": "an image",
     "/console": "leads to /console/",
     "/docs": "describes the API",

@@ -57,17 +57,18 @@ class Command(BaseCommand):
     def greet(self, host: str, port: int) -> None:
         """Say where things are and, on the first start, the secrets that are shown once."""
         base = f"http://{'localhost' if host in ('127.0.0.1', '0.0.0.0', '::') else host}:{port}"  # noqa: S104
-        lines = [f"API    {base}/v1", f"Admin  {base}/admin/"]
+        lines = [f"API      {base}/v1", f"Console  {base}/console/"]
         users = get_user_model()._default_manager
         if not users.exists():
             password = secrets.token_urlsafe(12)
             users.create_superuser(ADMIN_NAME, password=password)
             _, key = ApiKey.issue(Project.default(), "first key")
-            lines += [f"       user {ADMIN_NAME}, password {password}", f"Key    {key}", "       (shown this once)"]
+            lines += [f"         user {ADMIN_NAME}, password {password}", f"Key      {key}"]
+            lines.append("         (password and key are shown this once)")
         if settings.VBATCH_ENGINE == "sim":
-            lines.append("Engine simulated: answers are made up (VBATCH_ENGINE=sim)")
+            lines.append("Engine   simulated: answers are made up (VBATCH_ENGINE=sim)")
         if settings.VBATCH_AUTH == "optional":
-            lines.append("Keys   not required (VBATCH_AUTH=optional): only for a network you trust")
+            lines.append("Keys     not required (VBATCH_AUTH=optional): only for a network you trust")
         self.stdout.write("\n".join(lines))
         self.stdout.flush()
 
