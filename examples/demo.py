@@ -295,7 +295,7 @@ def run(home: Path) -> bool:
             chat, embeddings = (answers(client, batch) for batch in batches)
         show(chat, embeddings)
     answered, asked = len(chat) + len(embeddings), 2 * len(QUESTIONS)
-    print(f"\n{answered} of {asked} requests answered; everything is stopped.")
+    print(f"\n{answered} of {asked} requests answered; everything is stopped. `make serve` starts a server that stays.")
     return answered == asked
 
 

@@ -26,7 +26,7 @@ def test_every_command_on_a_page_exists(page: Path) -> None:
     text = page.read_text()
     assert set(re.findall(r"(?:`|^)make ([a-z]+)", text, re.MULTILINE)) <= targets
     assert set(re.findall(r"\bmanage\.py ([a-z_]+)", text)) <= set(get_commands())
-    programs = re.findall(r"(?:`|^| )((?:scripts|benchmarks|examples)/[\w/.-]*\w)", text, re.MULTILINE)
+    programs = re.findall(r"(?:`|^| )((?:scripts|benchmarks|examples)/[a-z/._-]*[a-z])\b", text, re.MULTILINE)
     assert [program for program in programs if not (ROOT / program).exists()] == []
 
 

@@ -33,6 +33,7 @@ curl() { command curl --silent --show-error --fail-with-body --max-time 50 "$@";
 [ ! -f .state ] || . ./.state
 set -a
 """
+STEERING = "docs/steering.md"
 EPILOGUE = "\nexport -p >.state\n"
 
 
@@ -90,7 +91,8 @@ class World:
 
     def batch_of(self, block: Block) -> str:
         """Return the batch that a block is about: one that runs, where only such a one can be steered."""
-        return self.running if block.heading in ("Priority", "Pause and resume") else self.ended
+        running = block.page == STEERING and block.heading in ("Priority", "Pause and resume")
+        return self.running if running else self.ended
 
 
 @pytest.fixture(scope="module")
@@ -132,8 +134,8 @@ def deadline() -> Iterator[None]:
 
 
 def _shell(block: Block, folder: Path, world: World) -> str:
-    # A name that the page sets stands until a section is about another batch.
-    first = f"BATCH={world.batch_of(block)}\n" if block.heading in ("Priority", "Pause and resume") else ""
+    # Other pages make the batch that they are about themselves.
+    first = f"BATCH={world.batch_of(block)}\n" if block.page == STEERING else ""
     text = PREAMBLE + first + world.filled_in(block.text) + EPILOGUE
     env = {**world.server.env, **world.names}
     return _run(["bash", "-c", text], folder, env, f"{block.page}:{block.line}")
@@ -331,11 +333,11 @@ class Application:
     def results(self, job: str) -> list[dict[str, Any]]:
         """Return a job's results once they are all there."""
 
-        def complete() -> list[dict[str, Any]] | None:
-            found = httpx.get(f"{self.url}/jobs/{job}/results").json()
-            return found["results"] if found["complete"] else None
+        def answer() -> dict[str, Any]:
+            return dict(httpx.get(f"{self.url}/jobs/{job}/results").json())
 
-        return list(wait_until(complete, SECONDS))
+        wait_until(lambda: answer()["complete"], SECONDS)
+        return list(answer()["results"])
 
     def told(self, body: bytes, **headers: str) -> int:
         """Send a webhook and return the answer's status."""
