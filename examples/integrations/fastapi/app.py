@@ -136,7 +136,8 @@ async def receive(request: Request, background: BackgroundTasks) -> Response:
         raise HTTPException(401, str(error)) from None
     event = json.loads(body)
     job = event.get("batch_id") or event.get("data", {}).get("id") or event.get("id")
-    if await run_in_threadpool(store.is_new, webhook_id) and await run_in_threadpool(store.job, job):
+    is_new = await run_in_threadpool(store.is_new, webhook_id)
+    if is_new and await run_in_threadpool(store.job, job) is not None:
         logger.info("webhook %s: %s %s", webhook_id, event.get("type"), job)
         background.add_task(follow, job)
     return Response(status_code=204)
