@@ -1,7 +1,9 @@
 """What a project may use: its own limits, the server's where it has none, and the count of its requests."""
 
 import math
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import Any
 
 from django.conf import settings
 from django.db import connection
@@ -12,16 +14,20 @@ from vbatch_site.openai.errors import ApiError
 _MINUTE = 60_000_000  # microseconds
 RATE_LIMITED = "rate_limit_exceeded"
 
+_NOW = "(EXTRACT(EPOCH FROM statement_timestamp()) * 1000000)::bigint"
+
 # A full bucket of N requests that refills at N a minute, kept as one number: when it will be full again. One statement
 # takes a request, and the row's lock makes it exact between processes.
-_TAKE = """
-    INSERT INTO vbatch_site_requestbucket AS bucket (project_id, full_at) VALUES (%(project)s, {now} + %(step)s)
-    ON CONFLICT (project_id) DO UPDATE SET full_at = GREATEST(bucket.full_at, {now}) + %(step)s
-    WHERE GREATEST(bucket.full_at, {now}) + %(step)s - {now} <= %(size)s
-    RETURNING full_at - {now}
-"""
-_LOOK = "SELECT full_at - {now} FROM vbatch_site_requestbucket WHERE project_id = %(project)s"
-_NOW = "(EXTRACT(EPOCH FROM statement_timestamp()) * 1000000)::bigint"
+_TAKE = f"""
+    INSERT INTO vbatch_site_requestbucket AS bucket (project_id, full_at) VALUES (%(project)s, {_NOW} + %(step)s)
+    ON CONFLICT (project_id) DO UPDATE SET full_at = GREATEST(bucket.full_at, {_NOW}) + %(step)s
+    WHERE GREATEST(bucket.full_at, {_NOW}) + %(step)s - {_NOW} <= %(size)s
+    RETURNING full_at - {_NOW}
+"""  # noqa: S608 (text of our own)
+_LOOK = f"SELECT full_at - {_NOW} FROM vbatch_site_requestbucket WHERE project_id = %(project)s"  # noqa: S608
+
+# Sends a statement with its parameters and returns the rows.
+Fetch = Callable[[str, Any], Awaitable[list[tuple[Any, ...]]]]
 
 
 def limit_of(project: Project, name: str) -> int | None:
@@ -77,19 +83,47 @@ def spell(seconds: float) -> str:
     return f"{int(minutes)}m{text}s" if minutes else f"{text}s"
 
 
+class _Bucket:
+    """A project's allowance in the words of the statements."""
+
+    def __init__(self, project: Project, limit: int) -> None:
+        self.limit = limit
+        # Whole microseconds, and a bucket that holds exactly `limit` steps of them: no rounding lets one more in.
+        self.step = max(1, round(_MINUTE / limit))
+        self.size = limit * self.step
+        self.values = {"project": project.pk, "step": self.step, "size": self.size}
+
+    @classmethod
+    def of(cls, project: Project) -> "_Bucket | None":
+        limit = limit_of(project, "requests_per_minute")
+        return cls(project, limit) if limit is not None else None
+
+    def taken(self, full_in: int) -> Rate:
+        return Rate(self.limit, (self.size - full_in) // self.step, full_in / 1e6, None)
+
+    def refused(self, full_in: int) -> Rate:
+        full_in = max(0, full_in)
+        return Rate(self.limit, 0, full_in / 1e6, max(0, full_in + self.step - self.size) / 1e6)
+
+
 def take_request(project: Project) -> Rate | None:
     """Count one request of a project; return how it stands, None without a limit."""
-    limit = limit_of(project, "requests_per_minute")
-    if limit is None:
+    bucket = _Bucket.of(project)
+    if bucket is None:
         return None
-    # Whole microseconds, and a bucket that holds exactly `limit` steps of them: no rounding lets one more in.
-    step = max(1, round(_MINUTE / limit))
-    size = limit * step
-    values = {"project": project.pk, "step": step, "size": size}
     with connection.cursor() as cursor:
-        cursor.execute(_TAKE.format(now=_NOW), values)
+        cursor.execute(_TAKE, bucket.values)
         if taken := cursor.fetchone():
-            return Rate(limit, (size - taken[0]) // step, taken[0] / 1e6, None)
-        cursor.execute(_LOOK.format(now=_NOW), values)
-        full_in = max(0, cursor.fetchone()[0])
-    return Rate(limit, 0, full_in / 1e6, max(0, full_in + step - size) / 1e6)
+            return bucket.taken(taken[0])
+        cursor.execute(_LOOK, bucket.values)
+        return bucket.refused(cursor.fetchone()[0])
+
+
+async def take_live_request(project: Project, fetch: Fetch) -> Rate | None:
+    """Do the same on an event loop, with its own way to ask the database."""
+    bucket = _Bucket.of(project)
+    if bucket is None:
+        return None
+    if taken := await fetch(_TAKE, bucket.values):
+        return bucket.taken(taken[0][0])
+    return bucket.refused((await fetch(_LOOK, bucket.values))[0][0])

@@ -3,6 +3,7 @@
 from typing import Any
 
 from django.conf import settings
+from django.http import HttpRequest
 from django.utils import timezone
 from rest_framework.authentication import BaseAuthentication
 from rest_framework.permissions import SAFE_METHODS, BasePermission
@@ -35,26 +36,34 @@ def is_trusted_network() -> bool:
     return bool(settings.VBATCH_AUTH == "optional")
 
 
+def bearer(request: HttpRequest) -> str:
+    """Return the key that a request brings, an empty text without one."""
+    scheme, _, text = request.META.get("HTTP_AUTHORIZATION", "").partition(" ")
+    return str(text.strip()) if scheme.lower() == "bearer" else ""
+
+
+def unknown_key(text: str) -> ApiError:
+    """Return the 401 for a key that opens nothing, or for none."""
+    if not text:
+        return ApiError("Missing bearer or basic authentication in header", http_status=401, headers=_CHALLENGE)
+    message = f"Incorrect API key provided: {_masked(text)}. Keys are issued in the admin."
+    return ApiError(message, code="invalid_api_key", http_status=401, headers=_CHALLENGE)
+
+
 class BearerAuthentication(BaseAuthentication):
     """Accept `Authorization: Bearer KEY`, and no key at all when VBATCH_AUTH is optional."""
 
     def authenticate(self, request: Request) -> tuple[Any, Any] | None:
         """Put the project on `request.user` and the key on `request.auth`, or raise a 401."""
-        scheme, _, text = request.META.get("HTTP_AUTHORIZATION", "").partition(" ")
-        text = text.strip()
-        optional = is_trusted_network()
-        if scheme.lower() == "bearer" and text:
+        if text := bearer(request._request):
             now = timezone.now()
-            key = ApiKey.objects.valid_for(text, now)
+            key = ApiKey.valid_for(text, now)
             if key is not None:
                 key.touch(now, address_of(request._request))
                 return key.project, key
-            if not optional:
-                message = f"Incorrect API key provided: {_masked(text)}. Keys are issued in the admin."
-                raise ApiError(message, code="invalid_api_key", http_status=401, headers=_CHALLENGE)
-        if optional:
+        if is_trusted_network():
             return Project.default(), None
-        raise ApiError("Missing bearer or basic authentication in header", http_status=401, headers=_CHALLENGE)
+        raise unknown_key(text)
 
 
 def check_scope(key: ApiKey | None, area: str | None, method: str) -> None:

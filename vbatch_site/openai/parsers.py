@@ -7,6 +7,7 @@ import msgspec
 from django.conf import settings
 from django.core.exceptions import RequestDataTooBig
 from django.db import close_old_connections
+from django.http import HttpRequest
 from django.utils.http import parse_header_parameters
 from rest_framework.negotiation import BaseContentNegotiation
 from rest_framework.parsers import BaseParser
@@ -33,7 +34,7 @@ class AlwaysJSON(BaseContentNegotiation):
         return renderers[0], renderers[0].media_type
 
 
-def refuse_encoded(request: Request) -> None:
+def refuse_encoded(request: Request | HttpRequest) -> None:
     """Refuse a compressed body, which no SDK sends and which could unpack to any size."""
     encoding = request.META.get("HTTP_CONTENT_ENCODING", "identity")
     if encoding.lower() not in ("", "identity"):

@@ -19,16 +19,17 @@ from vbatch_site.openai.headers import answer_headers, request_id
 from workers import lines
 from workers.failures import Failure
 from workers.live import bodies
+from workers.live.door import Door
 from workers.live.pulse import Pulse
 from workers.live.roster import Roster
+from workers.live.rows import Rows
 from workers.live.upstream import Answer, Lost, TooSlow, Unreached, Upstream
-from workers.live.views import LiveView
 from workers.priority import LIVE, with_priority
 
 # Of a request whose connection broke: once more, because a second engine that dies of it is one too many.
 RESENDS = 1
-# Threads that look up keys and engines, a few milliseconds for each request; each keeps a database connection.
-DATABASE_THREADS = 4
+# Threads for what is written to the database once a second or less; each keeps a connection.
+DATABASE_THREADS = 2
 
 _JSON = "application/json"
 
@@ -63,7 +64,9 @@ class Hub:
         # A stream takes two descriptors, and the usual soft limit is 1,024.
         most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-        self.roster = Roster(ThreadPoolExecutor(DATABASE_THREADS, thread_name_prefix="live"))
+        rows = Rows()
+        self.roster = Roster(rows, ThreadPoolExecutor(DATABASE_THREADS, thread_name_prefix="live"))
+        self.door = Door(rows, self.roster.in_thread)
         self.upstream = Upstream(settings.VBATCH_REQUEST_TIMEOUT, Pulse(self.roster.in_thread))
 
 
@@ -85,9 +88,7 @@ class Exchange:
         """Answer; a client that goes away ends the work at once."""
         try:
             self._hub.roster.prepare()
-            asked = await self._hub.roster.in_thread(LiveView.admit, self._request)
-            project: Any = asked.user
-            self._project_id = project.pk
+            self._project_id = await self._hub.door.admit(self._request)
             body = await self._read_body()
             work = asyncio.create_task(self._work(body))
             gone = asyncio.create_task(self._until_gone())

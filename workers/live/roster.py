@@ -4,20 +4,19 @@ import asyncio
 import itertools
 import math
 import time
-from collections.abc import Awaitable, Callable, Iterator, Set
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Set
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
-from typing import TypeVar
+from datetime import datetime
+from typing import Any, TypeVar
 
 from django.db import InterfaceError, OperationalError, connections
-from django.db.models import Q
 from django.utils import timezone
 
 from vbatch_site.openai.errors import ApiError
 from workers.demand import LOAD_PAUSE, want
 from workers.keys import engine_key
-from workers.models import ServedModel, Service, ServiceState
+from workers.live.rows import Rows
 
 T = TypeVar("T")
 
@@ -26,7 +25,7 @@ POLL_SECONDS = 0.25  # between two looks for an engine that is being started
 WANT_SECONDS = 1.0  # between two notes that somebody still waits
 AVOID_SECONDS = 1.0  # for which an engine that could not be reached is left alone
 # After this silence of its worker an engine is taken for dead; workers give a sign of life every two seconds.
-WORKER_SILENCE = timedelta(seconds=15)
+WORKER_SILENCE = 15
 # What both SDKs obey: a longer one is not waited for.
 MAX_RETRY_AFTER_SECONDS = 60
 
@@ -60,32 +59,35 @@ class Entry:
         return replace(self, engines=engines) if self.enabled or engines else None
 
 
-def read_entries() -> dict[str, Entry]:
-    """Return the models that may be asked for by name, with their running engines."""
-    alive = Q(worker=None) | Q(worker__stopped_at=None, worker__seen_at__gt=timezone.now() - WORKER_SILENCE)
-    running = Service.objects.filter(alive, state=ServiceState.RUNNING).exclude(url="").order_by("pk")
-    engines: dict[int, list[Engine]] = {}
-    for pk, model_id, url, project_id in running.values_list("pk", "model_id", "url", "project_id"):
-        engines.setdefault(model_id, []).append(Engine(pk, url, engine_key(pk), project_id))
-    return {
-        model.name: Entry(
-            model.pk,
-            model.name,
-            frozenset(model.endpoints),
-            model.load_seconds or 0.0,
-            model.load_error,
-            model.load_failed_at,
-            model.enabled,
-            tuple(engines.get(model.pk, ())),
-        )
-        for model in ServedModel.objects.filter(Q(enabled=True) | Q(pk__in=engines))
-    }
+# Models that may be asked for by name, each with its running engines: a row for each engine, and one without any.
+_READ = f"""
+    SELECT m.id, m.name, m.endpoints, m.load_seconds, m.load_error, m.load_failed_at, m.enabled,
+        s.id, s.url, s.project_id
+    FROM workers_servedmodel m
+    LEFT JOIN (workers_service s LEFT JOIN workers_worker w ON w.id = s.worker_id)
+        ON s.model_id = m.id AND s.state = 'running' AND s.url <> ''
+        AND (s.worker_id IS NULL OR (w.stopped_at IS NULL AND w.seen_at > now() - interval '{WORKER_SILENCE} s'))
+    WHERE m.enabled OR s.id IS NOT NULL
+    ORDER BY m.id, s.id
+"""  # noqa: S608 (text of our own)
+
+
+def _entries(rows: Iterable[tuple[Any, ...]]) -> dict[str, Entry]:
+    """Return the statement's models by name."""
+    found: dict[str, Entry] = {}
+    for _, group in itertools.groupby(rows, key=lambda row: row[0]):
+        listed = list(group)
+        pk, name, endpoints, seconds, error, failed_at, enabled = listed[0][:7]
+        engines = tuple(Engine(row[7], row[8], engine_key(row[7]), row[9]) for row in listed if row[7] is not None)
+        found[name] = Entry(pk, name, frozenset(endpoints), seconds or 0.0, error, failed_at, enabled, engines)
+    return found
 
 
 class Roster:
     """The models and engines, read again when what is known is too old; belongs to one event loop."""
 
-    def __init__(self, executor: Executor) -> None:
+    def __init__(self, rows: Rows, executor: Executor) -> None:
+        self._rows = rows
         self._executor = executor
         self._entries: dict[str, Entry] = {}
         self._read_at = -math.inf
@@ -180,7 +182,7 @@ class Roster:
     async def _read(self) -> None:
         try:
             began = time.monotonic()
-            self._entries = await self.in_thread(read_entries)
+            self._entries = _entries(await self._rows.fetch(_READ))
             self._read_at = began
         finally:
             self._reading = None

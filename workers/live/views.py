@@ -1,9 +1,6 @@
-"""The live routes as Django knows them: the rules that admit a request, and their description."""
+"""The live routes as Django knows them: their methods and their description."""
 
-from django.core.exceptions import DisallowedHost
-from django.http import HttpRequest
 from django.urls import URLPattern, path
-from rest_framework.exceptions import UnsupportedMediaType
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
@@ -11,7 +8,6 @@ from rest_framework.views import APIView
 from batches.validation import RUNNABLE
 from vbatch_site.models import Scope
 from vbatch_site.openai.errors import ApiError
-from vbatch_site.openai.parsers import refuse_encoded
 from workers import schema
 
 
@@ -19,23 +15,6 @@ class LiveView(APIView):
     """A live route. workers.live.app answers its POST on the event loop; Django gets what is left, and refuses it."""
 
     scope = Scope.LIVE
-
-    @classmethod
-    def admit(cls, request: HttpRequest) -> Request:
-        """Return a request as views see it; raise what refuses it: its key, scope, limits or type of body."""
-        try:
-            request.get_host()
-        except DisallowedHost:
-            raise ApiError("Bad Request.") from None
-        view = cls()
-        view.args, view.kwargs = (), {}
-        asked = view.initialize_request(request)
-        view.request = asked
-        view.initial(asked)
-        refuse_encoded(asked)
-        if view.get_content_negotiator().select_parser(asked, view.get_parsers()) is None:
-            raise UnsupportedMediaType(request.content_type or "")
-        return asked
 
     def post(self, request: Request) -> Response:
         """Refuse what came past the ASGI application."""

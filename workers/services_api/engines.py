@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
+from django.db import close_old_connections
 
 from vbatch_site.openai.errors import ApiError
 from workers import services
@@ -26,6 +27,8 @@ def call(
     service: Service, method: str, path: str, body: object = None, *, seconds: float = SECONDS
 ) -> tuple[int, bytes]:
     """Send one request to a service's engine; return status and body, or raise UnreachableError or TimeoutError."""
+    # An answer takes seconds; the connection that found the service goes back to the pool meanwhile.
+    close_old_connections()
     place = urlsplit(service.url)
     connection = HTTPConnection(place.hostname or "", place.port, timeout=seconds)
     headers = {"Authorization": f"Bearer {engine_key(service.pk)}", "Content-Type": "application/json"}
