@@ -7,7 +7,8 @@ from hashlib import blake2b
 from django.db import connection
 
 
-def _key(name: str) -> int:
+def lock_key(name: str) -> int:
+    """Return the number under which Postgres knows a lock of this name."""
     return int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "big", signed=True)
 
 
@@ -15,11 +16,11 @@ def _key(name: str) -> int:
 def batch_lock(name: str) -> Iterator[bool]:
     """Try to take the lock of this name; yield whether it is ours until the block ends."""
     with connection.cursor() as cursor:
-        cursor.execute("SELECT pg_try_advisory_lock(%s)", [_key(name)])
+        cursor.execute("SELECT pg_try_advisory_lock(%s)", [lock_key(name)])
         mine = bool(cursor.fetchone()[0])
     try:
         yield mine
     finally:
         if mine:
             with connection.cursor() as cursor:
-                cursor.execute("SELECT pg_advisory_unlock(%s)", [_key(name)])
+                cursor.execute("SELECT pg_advisory_unlock(%s)", [lock_key(name)])

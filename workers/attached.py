@@ -83,17 +83,18 @@ class AttachedSlot(Slot):
         self.engine, self.since = Engine(process, process.client, row.pk), timezone.now()
         logger.info("service attached", extra={"action": "attach", "model": model, "service": row.job_id})
 
-    async def refresh(self) -> None:
+    async def refresh(self) -> Slot:
         """Look how the service is."""
         engine = self.engine
         if engine is None or time.monotonic() - self._looked_at < _REFRESH_SECONDS:
-            return
+            return self
         self._looked_at = time.monotonic()
         row = await self._db(services.look, engine.row, self._holder)
         if row is None:
             engine.process.is_alive = False
         else:
             engine.process.ends_at = row.ends_at
+        return self
 
     async def reachable(self, waiting: Sequence[Waiting]) -> list[Waiting]:
         """Return the work for the attached service and for those that are free; a project's is for its own only."""

@@ -78,16 +78,28 @@ def max_model_len(model: ServedModel) -> int | None:
     return said or model.max_model_len or _configured_length(Path(source_of(model)))
 
 
-def _argued_length(arguments: Sequence[str]) -> int | None:
-    """Return what --max-model-len says, None where it is not given or left to the engine."""
-    length = None
+def _argued(arguments: Sequence[str], *names: str) -> str | None:
+    """Return the value that counts of an argument with these names, None where it is not given."""
+    found = None
     for position, argument in enumerate(arguments):
         name, equals, value = argument.partition("=")
         # vLLM takes underscores for hyphens.
-        if name.replace("_", "-") == "--max-model-len":
-            found = _LENGTH.fullmatch(value if equals else " ".join(arguments[position + 1 : position + 2]))
-            length = int(float(found[1]) * _MULTIPLIERS[found[2]]) if found else None
-    return length
+        if name.replace("_", "-") in names:
+            found = value if equals else " ".join(arguments[position + 1 : position + 2])
+    return found
+
+
+def _argued_length(arguments: Sequence[str]) -> int | None:
+    """Return what --max-model-len says, None where it is not given or left to the engine."""
+    found = _LENGTH.fullmatch(_argued(arguments, "--max-model-len") or "")
+    return int(float(found[1]) * _MULTIPLIERS[found[2]]) if found else None
+
+
+def tensor_parallel(name: str) -> int:
+    """Return the GPUs that a model's entry splits it over, 1 where it says nothing."""
+    model = ServedModel.objects.filter(name=name).first()
+    said = _argued(_arguments(model), "--tensor-parallel-size", "-tp") if model is not None else None
+    return int(said) if said and said.isdigit() else 1
 
 
 def _configured_length(folder: Path) -> int | None:

@@ -11,6 +11,8 @@ from workers.models import LiveDemand
 
 # After which a demand that nobody repeated is over; whoever waits repeats it every second.
 DEMAND_LIFE = timedelta(seconds=5)
+# For which whoever was sent away, a minute at most, is expected back: who comes back has waited since the first time.
+MEMORY = timedelta(minutes=2)
 # For which a runner's word that it loads the model counts; the row of its engine is there long before.
 TAKEN_LIFE = timedelta(seconds=30)
 # For which a model that could not be loaded is not tried again for live requests.
@@ -28,8 +30,9 @@ def want(model_id: int) -> None:
             ring_gpu()
             return
         if demand.wanted_at < now - DEMAND_LIFE:
-            demand.since = now
             ring_gpu()
+        if demand.wanted_at < now - MEMORY:
+            demand.since = now
         demand.wanted_at = now
         demand.save(update_fields=["since", "wanted_at"])
 
@@ -39,6 +42,11 @@ def wanted(now: datetime) -> dict[str, datetime]:
     failed = Q(model__load_failed_at__gt=now - LOAD_PAUSE)
     rows = LiveDemand.objects.filter(~failed, wanted_at__gt=now - DEMAND_LIFE, model__enabled=True)
     return dict(rows.values_list("model__name", "since"))
+
+
+def met(service_id: int) -> None:
+    """Note that an engine answers: who waits for its model from now on waits anew."""
+    LiveDemand.objects.filter(model__services=service_id).delete()
 
 
 def take(model: str, holder: str) -> bool:

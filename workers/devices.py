@@ -21,8 +21,12 @@ def visible() -> list[str]:
     return [str(index) for index in range(machine.gpu_count())]
 
 
-def spare() -> list[str]:
-    """Return the GPUs of this host that its gpu workers never use, which are for services that people start."""
+def present() -> list[str]:
+    """Return all GPUs of this host: first those that its gpu workers never use."""
+    return [*_spare(), *visible()]
+
+
+def _spare() -> list[str]:
     own = visible()
     if not all(name.isdigit() for name in own):
         return []  # named by serial number: which index each is can't be told without CUDA

@@ -31,10 +31,13 @@ class Plan:
     is_replica: bool = False
 
 
-def plan(recipe: Recipe, wanted: Wanted, launcher: str) -> list[Plan]:
-    """Return the servers that a request comes to; raise RecipeError for what can't be had here, or LaunchError."""
+def plan(recipe: Recipe, wanted: Wanted, launcher: str, parallel: int = 1) -> list[Plan]:
+    """Return the servers that a request comes to, of a model that its entry splits over so many GPUs.
+
+    Raises RecipeError for what can't be had here, or LaunchError.
+    """
     nodes = wanted.integer("nodes", 1)
-    gpu = _gpus(wanted, launcher)
+    gpu = _gpus(wanted, launcher, wanted.integer("VLLM_TENSOR_PARALLEL_SIZE") or parallel)
     per_replica = wanted.integer("gpu_per_replica")
     if not per_replica:
         if launcher == Launcher.LOCAL:
@@ -62,15 +65,17 @@ def plan(recipe: Recipe, wanted: Wanted, launcher: str) -> list[Plan]:
     ]
 
 
-def _gpus(wanted: Wanted, launcher: str) -> int:
+def _gpus(wanted: Wanted, launcher: str, parallel: int) -> int:
     """Return the GPUs of a node: what was asked for, and a recipe's own number only where there are GPUs at all."""
     gpu = wanted.integer("gpu")
     if not gpu:
         return 0
+    if "gpu" not in wanted.given:
+        gpu = max(gpu, parallel)
     # The simulated engine computes nothing.
     is_free_to_choose = "gpu" not in wanted.given or settings.VBATCH_ENGINE == "sim"
     if launcher == Launcher.LOCAL:
-        if machine.gpu_count() == 0:
+        if not _here():
             if is_free_to_choose:
                 return 0
             raise RecipeError("This host has no GPU.", "config.resources.gpu", "gpu_not_available")
@@ -79,24 +84,27 @@ def _gpus(wanted: Wanted, launcher: str) -> int:
     return gpu
 
 
+def _here() -> list[str]:
+    """Return the GPUs of this host; the simulated engine takes a name for a GPU."""
+    return devices.present() if machine.gpu_count() or settings.VBATCH_ENGINE == "sim" else []
+
+
 def _check_devices(wanted: Wanted, gpu: int) -> None:
-    """Refuse GPUs of this host that a service could never get: those of the gpu cluster are its own."""
-    if not machine.gpu_count() or settings.VBATCH_ENGINE == "sim":
+    """Refuse GPUs that this host does not have."""
+    here = _here()
+    if not gpu:
         return
-    spare = devices.spare()
-    advice = "Start vbatch with CUDA_VISIBLE_DEVICES naming fewer GPUs to keep some for services."
-    for device in wanted.text("CUDA_VISIBLE_DEVICES").split(","):
-        if device and device not in spare:
+    named = [device for device in wanted.text("CUDA_VISIBLE_DEVICES").split(",") if device]
+    for device in named:
+        if device not in here:
             raise RecipeError(
-                f"GPU {device} does not exist or belongs to the gpu cluster of this host. {advice}",
+                f"There is no GPU {device} on this host; there are {', '.join(here)}.",
                 "config.environment.CUDA_VISIBLE_DEVICES",
                 "gpu_not_available",
             )
-    if gpu > len(spare):
+    if gpu > len(here):
         raise RecipeError(
-            f"{gpu} GPUs were asked for and {len(spare)} of this host are kept for services. {advice}",
-            "config.resources.gpu",
-            "gpu_not_available",
+            f"{gpu} GPUs were asked for and this host has {len(here)}.", "config.resources.gpu", "gpu_not_available"
         )
 
 

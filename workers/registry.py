@@ -3,13 +3,14 @@
 import os
 import socket
 from collections import Counter
+from collections.abc import Sequence
 from datetime import timedelta
 
 from django.conf import settings
 from django.utils import timezone
 
 from batches.models import Provenance
-from workers import catalogue, machine
+from workers import catalogue, demand, lending, machine
 from workers.engine import EngineSpec, split_arguments
 from workers.models import ENDED_SERVICES, ServedModel, Service, ServiceState, Worker
 from workers.provenance import Facts, digest
@@ -47,11 +48,17 @@ def spec_for(name: str, holder: str, environment: dict[str, str]) -> EngineSpec 
     )
 
 
-def starting(name: str, holder: str, url: str) -> int:
-    """Write a service that is being started; return its id."""
+def starting(name: str, holder: str, url: str, gpus: Sequence[str] = ()) -> int | None:
+    """Write a service that is being started; return its id, None while its GPUs are lent."""
     beat(holder)
     model = ServedModel.objects.get(name=name)
-    return Service.objects.create(model=model, worker_id=holder, url=url, state=ServiceState.STARTING).pk
+    with lending.claim(gpus) as is_free:
+        if not is_free:
+            return None
+        row = Service(model=model, worker_id=holder, url=url, state=ServiceState.STARTING)
+        row.host, row.gpus = socket.gethostname(), list(gpus)
+        row.save()
+        return row.pk
 
 
 def ready(service_id: int, seconds: float, pid: int | None, max_model_len: int | None = None) -> None:
@@ -61,6 +68,7 @@ def ready(service_id: int, seconds: float, pid: int | None, max_model_len: int |
     ServedModel.objects.filter(services=service_id).update(
         load_seconds=seconds, load_error="", load_failed_at=None, max_model_len=max_model_len
     )
+    demand.met(service_id)
 
 
 def known_as(service_id: int, facts: Facts) -> str:
@@ -94,6 +102,7 @@ def woke(service_id: int, seconds: float) -> None:
     """Note that an engine was woken, and what that took."""
     Service.objects.filter(pk=service_id).update(state=ServiceState.RUNNING)
     ServedModel.objects.filter(services=service_id).update(wake_seconds=seconds)
+    demand.met(service_id)
 
 
 def ended(service_id: int) -> None:

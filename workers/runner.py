@@ -16,7 +16,6 @@ from datetime import datetime
 from typing import Any, TypeVar
 
 import msgspec
-from django.conf import settings
 from django.db import DatabaseError, InterfaceError, OperationalError
 from django.utils import timezone
 
@@ -27,7 +26,6 @@ from batches.sweep import sweep
 from batches.wire import Usage
 from workers import demand, registry, scheduler, traffic
 from workers.admission import Admission
-from workers.attached import AttachedSlot
 from workers.backlog import Backlog
 from workers.client import Reply
 from workers.commits import Commit, Noted
@@ -36,7 +34,8 @@ from workers.engine import EngineError
 from workers.failures import Failure
 from workers.feeding import LOOK_SECONDS, MOST_LOOK_SECONDS, Feeding, Gauges
 from workers.lines import Held, Line, checked
-from workers.slot import Engine, NoServiceError, Slot
+from workers.shared import slot_for
+from workers.slot import Engine, NoServiceError
 
 logger = logging.getLogger(__name__)
 
@@ -82,8 +81,7 @@ class Runner:
         self._renewed_at = self._searched_at = 0.0
         self._woken = False
         self._dry = False  # nothing was there to claim when we last looked
-        slot = AttachedSlot if settings.VBATCH_LAUNCHER == "slurm" else Slot
-        self._slot = slot(holder, environment, self._db)
+        self._slot = slot_for(holder, environment, self._db)
         self._feeding = Feeding()
         self._admission = Admission()
         self._admissions: dict[str, Admission] = {}  # of the models that ran here: they know how fast each one is
@@ -142,7 +140,7 @@ class Runner:
                 return
             await self._loading
             self._loading = None
-        await self._slot.refresh()
+        self._slot = await self._slot.refresh()
         engine = self._slot.engine
         if engine is not None and not engine.process.is_alive:
             await self._engine_died(engine)
@@ -213,7 +211,7 @@ class Runner:
             facts = self._facts()
             model = scheduler.next_model(waiting, facts, now)
             if model is not None and model != facts.model:
-                if model in self._live and not await self._db(demand.take, model, self.holder):
+                if model and model in self._live and not await self._db(demand.take, model, self.holder):
                     del self._live[model]  # another worker loads it
                     continue
                 await self._change(model)
@@ -242,7 +240,7 @@ class Runner:
     async def _hear(self) -> None:
         """Learn which models live requests wait for that no other worker serves, and whether they use this one."""
         wanted = await self._db(demand.wanted, timezone.now()) if self._slot.serves_live else {}
-        self._live = {model: since for model, since in wanted.items() if not self._elsewhere.get(model)}
+        self._live = {name: at for name, at in wanted.items() if not self._elsewhere.get(name)} | self._slot.asked
         if self._admission.is_live and self._slot.model is not None:
             self._live[self._slot.model] = self._slot.since
 
@@ -273,7 +271,9 @@ class Runner:
         try:
             await self._slot.load(model)
         except NoServiceError:
-            return
+            for held in list(self._held):
+                await self._drop(held)
+            return  # suspects of a dead engine are for whoever has one next
         except EngineError as error:
             await self._give_up(model, str(error))
             return

@@ -13,6 +13,9 @@ from batches.demand import Waiting
 
 # Nothing waits longer than this for its turn while others are served, but for the swaps that come before its own.
 MAX_WAIT = timedelta(minutes=5)
+# People who wait for a model get it after this even from others who use the loaded one: what is left of the 120 s that
+# a request waits is for the last answers of the loaded model and for the load.
+LIVE_MAX_WAIT = timedelta(seconds=60)
 # With models that are cheap to swap there is no reason to let anyone wait so long; below this, swaps would be all.
 MIN_WAIT = timedelta(seconds=10)
 # A model that waits for a swap waits about this many times what the swap there and the one back cost.
@@ -25,6 +28,10 @@ WORTH_A_COPY = 2
 # Of a model that was never loaded or run here.
 UNKNOWN_PRICE_SECONDS = 60.0
 UNKNOWN_LINES_PER_SECOND = 10.0
+# Stands for a model where a slot's GPUs are asked for by a service that somebody starts (workers/lending.py).
+GIVE_WAY = ""
+# Of live requests, and of batches that can wait no longer: before every priority.
+_FIRST = -1000
 # A batch is urgent when what is left of its window is less than so many times what its lines should take.
 URGENT_FACTOR = 1.5
 URGENT_MARGIN = timedelta(minutes=1)
@@ -44,7 +51,9 @@ class Facts:
 
     def price(self, model: str) -> timedelta:
         """Return what loading a model costs."""
-        return timedelta(seconds=self.prices.get(model, UNKNOWN_PRICE_SECONDS))
+        # A slot that gave way loads what it has now again.
+        name = self.model or "" if model == GIVE_WAY else model
+        return timedelta(seconds=self.prices.get(name, UNKNOWN_PRICE_SECONDS))
 
     def work(self, model: str, lines: int) -> timedelta:
         """Return how long lines of a model take on one slot."""
@@ -61,7 +70,7 @@ def is_urgent(batch: Waiting, slot: Facts, now: datetime) -> bool:
 
 def rank(batch: Waiting, slot: Facts, now: datetime) -> int:
     """Return the rank of a batch's lines among those in a runner's hands; the least is served first."""
-    return -1000 if is_urgent(batch, slot, now) or now - batch.since >= MAX_WAIT else -batch.priority
+    return _FIRST if is_urgent(batch, slot, now) or now - batch.since >= MAX_WAIT else -batch.priority
 
 
 def next_batch(waiting: Sequence[Waiting], slot: Facts, now: datetime) -> Waiting | None:
@@ -96,7 +105,10 @@ def shares(waiting: Iterable[Waiting]) -> dict[int, float]:
 
 
 def next_model(waiting: Sequence[Waiting], slot: Facts, now: datetime) -> str | None:
-    """Return the model that the slot should have loaded: the present one, another, or None to leave it as it is."""
+    """Return the model that the slot should have loaded: the present one, another, or None to leave it as it is.
+
+    GIVE_WAY among the live models is one like the others: chosen, it means that the slot is to be emptied.
+    """
     by_model: dict[str, list[Waiting]] = defaultdict(list)
     for batch in waiting:
         if batch.lines:
@@ -131,7 +143,7 @@ class _Claim:
         rank = [-batch.priority for batch in batches]
         if model in slot.live:
             since.append(slot.live[model])
-            rank.append(-1000)
+            rank.append(_FIRST)
         return cls(
             calm=not any(is_urgent(batch, slot, now) for batch in batches),
             patient=now - min(since) < MAX_WAIT,
@@ -154,10 +166,14 @@ def _is_worth_a_swap(rival: _Claim, present: _Claim, slot: Facts, now: datetime)
     """Return whether work for another model has waited long enough, while there is work for the loaded one."""
     if present.calm and not rival.calm:
         return True
+    if rival.model == GIVE_WAY and not present.calm:
+        # It might have the slot for longer than the window lasts.
+        return False
     price = slot.price(rival.model)
     if now - slot.since < max(MIN_RESIDENCE, price * RESIDENCE_PER_PRICE):
         return False
     if rival.rank < present.rank:
         return True
     back = slot.price(slot.model or "")
-    return now - rival.since > min(MAX_WAIT, max(MIN_WAIT, (price + back) * WAIT_PER_PRICE))
+    most = LIVE_MAX_WAIT if rival.rank == _FIRST else MAX_WAIT
+    return now - rival.since > min(most, max(MIN_WAIT, (price + back) * WAIT_PER_PRICE))

@@ -6,19 +6,20 @@ Their rows move as what the launcher sees of their jobs, combined with whether `
 import logging
 import secrets
 import shutil
+import socket
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
 from django.conf import settings
-from django.db import transaction
+from django.db import close_old_connections, transaction
 from django.db.models import F, Q, QuerySet
 from django.utils import timezone
 
 from batches import leases
 from vbatch_site.models import Project
-from workers import orders, registry
+from workers import catalogue, demand, orders, registry
 from workers.keys import engine_key
 from workers.launchers import Known, Launcher, LaunchError, Phase, Sight, tail
 from workers.launchers.local import LocalLauncher
@@ -31,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 MISSES = 3  # looks in a row without an answer, after which a running service counts as starting again
 LOG_LINES = 200
+LOG_LIFE = timedelta(days=7)  # in which somebody will ask why a service ended
 
 _LAUNCHERS: dict[str, Launcher] = {Launchers.LOCAL: LocalLauncher(), Launchers.SLURM: SlurmLauncher()}
 
@@ -71,7 +73,9 @@ def create(project: Project | None, recipe: Recipe, config: Settings) -> list[Se
 
     Raises RecipeError or LaunchError; nothing is left of a group that could be started only in part.
     """
-    plans = orders.plan(recipe, config, settings.VBATCH_LAUNCHER)
+    parallel = catalogue.tensor_parallel(config.text("VLLM_MODEL"))
+    close_old_connections()  # back to the pool: SLURM's commands take their time
+    plans = orders.plan(recipe, config, settings.VBATCH_LAUNCHER, parallel)
     model = _model(config.text("VLLM_MODEL"))
     made: list[Service] = []
     try:
@@ -108,6 +112,7 @@ def _submit(
     order = orders.order(plan, service.name, model, recipe, config, service.launcher)
     try:
         order.write(folder, engine_key(service.pk))
+        close_old_connections()
         service.job_id = _LAUNCHERS[service.launcher].submit(order, folder)
     except LaunchError:
         service.delete()
@@ -122,6 +127,7 @@ def cancel(service: Service, state: ServiceState = ServiceState.CANCELLED, why: 
     """End a service; one that has ended already stays as it is. Raises LaunchError when it can't be reached."""
     if service.is_ended:
         return
+    close_old_connections()
     _LAUNCHERS[service.launcher].stop(known(service))
     _end(service, state, why)
 
@@ -132,6 +138,24 @@ def _end(service: Service, state: ServiceState, why: str) -> None:
         extra = {"action": "service_end", "service": service.job_id, "state": str(state), "why": why}
         logger.info("service ended", extra=extra)
     service.refresh_from_db()
+    # Its log stays to be read; the key of what has ended is of no use to anybody but a thief.
+    (folder_of(service) / "key").unlink(missing_ok=True)
+
+
+def fail_unsubmitted(before: datetime) -> None:
+    """End services whose job was never handed in: their process died between the row and the job."""
+    for service in launched().filter(job_id="", state=ServiceState.PENDING, created_at__lt=before):
+        _end(service, ServiceState.FAILED, "It was never handed in.")
+
+
+def sweep(now: datetime) -> None:
+    """Delete the folders of services that ended long ago, and those that no service has."""
+    root = settings.VBATCH_HOME / "services"
+    names = {folder.name for folder in root.iterdir()} if root.is_dir() else set()
+    kept = launched().filter(Q(ended_at=None) | Q(ended_at__gt=now - LOG_LIFE), name__in=names)
+    for name in names.difference(kept.values_list("name", flat=True)):
+        # A new service has its row before its folder.
+        shutil.rmtree(root / name, ignore_errors=True)
 
 
 def logs(service: Service) -> str:
@@ -193,6 +217,7 @@ def _note_ready(service: Service, context: int | None) -> None:
     logger.info("service ready", extra={"action": "service_ready", "service": service.job_id, "seconds": seconds})
     found = {"max_model_len": context} if context else {}
     ServedModel.objects.filter(pk=service.model_id).update(load_error="", load_failed_at=None, **found)
+    demand.met(service.pk)
 
 
 def _note_process(service: Service, sight: Sight) -> None:
@@ -225,7 +250,9 @@ def _free(avoid: Collection[int]) -> "QuerySet[Service]":
     now = timezone.now()
     nobody = Q(fed_by=None) | Q(fed_by__stopped_at__isnull=False) | Q(fed_by__seen_at__lt=now - WORKER_SILENCE)
     lasting = Q(ends_at=None) | Q(ends_at__gt=now + LEAST_LIFE)
-    return launched().filter(nobody, lasting, state=ServiceState.RUNNING).exclude(pk__in=avoid)
+    # A service of another host listens there on its loopback address.
+    reached = Q(launcher=Launchers.SLURM) | Q(host=socket.gethostname())
+    return launched().filter(nobody, lasting, reached, state=ServiceState.RUNNING).exclude(pk__in=avoid)
 
 
 def free(avoid: Collection[int] = ()) -> set[tuple[str, int | None]]:

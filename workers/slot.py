@@ -79,8 +79,10 @@ class Slot:
     def __init__(self, holder: str, environment: dict[str, str], database: Database) -> None:
         self.engine: Engine | None = None
         self.since: datetime = timezone.now()
+        self.asked: dict[str, datetime] = {}  # GIVE_WAY, since a service waits for this slot's GPUs
         self._holder = holder
         self._environment = environment
+        self._gpus = [name for name in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
         self._db = database
         self._sleeping: dict[str, Engine] = {}  # the one that was used longest ago first
 
@@ -99,8 +101,9 @@ class Slot:
         """Whether what is in flight must be given up now."""
         return False
 
-    async def refresh(self) -> None:
-        """Look how the engine is; a child process needs no look."""
+    async def refresh(self) -> "Slot":
+        """Look how the engine is, which a child process does not need; return the slot to go on with."""
+        return self
 
     async def reachable(self, waiting: Sequence[Waiting]) -> Sequence[Waiting]:
         """Return the work that this slot could take: any model can be loaded."""
@@ -134,7 +137,9 @@ class Slot:
     async def _start(self, spec: EngineSpec) -> None:
         """Start an engine cold."""
         process = EngineProcess(spec)
-        row = await self._db(registry.starting, spec.name, self._holder, process.url)
+        row = await self._db(registry.starting, spec.name, self._holder, process.url, self._gpus)
+        if row is None:
+            raise NoServiceError("Its GPUs are lent to a service.", is_retriable=True)
         process.api_key = engine_key(row)
         try:
             process.start()

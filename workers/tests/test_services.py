@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 import pytest
 
-from vbatch_site.tests.servers import MODEL, Server, wait_until
+from vbatch_site.tests.servers import MODEL, Server, chat_line, wait_until
 
 CPU = {"environment": {"VLLM_MODEL": MODEL}, "resources": {"gpu": None}}
 NOT_ENDED = ("pending", "building", "starting", "running")
@@ -96,6 +96,7 @@ def test_a_recipe_name_alone_starts_a_service_that_answers_and_is_cancelled_by_a
     assert get(server, f"services/{service_id}/status")["status"] == "cancelled"
     assert not [t for t in get(server, "services/targets") if t["labels"]["service_id"] == service_id]
     wait_until(lambda: not job.is_running(), 20)
+    assert not (server.home / "services" / found["name"] / "key").exists()
     assert call(server, "POST", f"vllm/{service_id}/prompt", {"prompt": "hello"})[0] == 409
     assert call(server, "DELETE", f"services/{service_id}")[1]["status"] == "cancelled"
 
@@ -103,10 +104,11 @@ def test_a_recipe_name_alone_starts_a_service_that_answers_and_is_cancelled_by_a
 def test_a_service_outlives_the_server_and_is_found_again(tmp_path: Path) -> None:
     server = Server(tmp_path / "home")
     with server:
-        service = running(server, start(server)["id"])
+        made = [start(server), start(server)]
+        first, second = (running(server, service["id"]) for service in made)
         before = server.service_processes()
-        assert len(before) == 3  # the job, its engine's guard, the engine
-        # The web server and the clusters die, and the supervisor with them, while the service hangs below one.
+        assert len(before) == 6  # of each: the job, its engine's guard, the engine
+        # The web server and the clusters die, and the supervisor with them, while the services hang below one.
         for process in server.tree():
             if process not in before and process.is_running():
                 process.kill()
@@ -114,29 +116,51 @@ def test_a_service_outlives_the_server_and_is_found_again(tmp_path: Path) -> Non
         server.process.wait(20)
     try:
         server.start()
-        assert get(server, f"services/{service['id']}")["endpoint"] == service["endpoint"]
-        second = running(server, start(server)["id"])
+        assert get(server, f"services/{first['id']}")["endpoint"] == first["endpoint"]
         server.stop()
         assert all(process.is_running() for process in before)
         server.start()
-        assert running(server, second["id"])["endpoint"] == second["endpoint"]
-        assert get(server, f"services/{service['id']}")["endpoint"] == service["endpoint"]
-        assert call(server, "POST", f"vllm/{service['id']}/prompt", {"prompt": "hello"})[0] == 200
+        for service in (first, second):
+            assert running(server, service["id"])["endpoint"] == service["endpoint"]
+        assert call(server, "POST", f"vllm/{first['id']}/prompt", {"prompt": "hello"})[0] == 200
 
-        engine_of(server, service).kill()
-        wait_until(lambda: get(server, f"services/{service['id']}")["status"] == "failed", 20)
-        assert "ended with status" in get(server, f"services/{service['id']}/status")["error"]
-
-        other = running(server, start(server)["id"])
-        job = next(p for p in server.service_processes() if other["name"] in " ".join(p.cmdline()))
-        engine = engine_of(server, other)
+        job = next(p for p in before if second["name"] in " ".join(p.cmdline()))
+        engine = engine_of(server, second)
+        engine_of(server, first).kill()
         job.kill()
-        wait_until(lambda: get(server, f"services/{other['id']}")["status"] == "failed", 20)
-        assert get(server, f"services/{other['id']}")["error"] == "Its process was killed."
+        wait_until(lambda: get(server, f"services/{first['id']}")["status"] == "failed", 20)
+        assert "ended with status" in get(server, f"services/{first['id']}/status")["error"]
+        wait_until(lambda: get(server, f"services/{second['id']}")["status"] == "failed", 20)
+        assert get(server, f"services/{second['id']}")["error"] == "Its process was killed."
         wait_until(lambda: not engine.is_running(), 20)
     finally:
         server.stop()
         server.kill_services()
+
+
+def test_a_service_takes_its_turn_on_a_hosts_gpu_and_gets_the_batches_of_its_model(tmp_path: Path) -> None:
+    with Server(tmp_path / "home", CUDA_VISIBLE_DEVICES="0") as server:
+
+        def engines() -> list[tuple[Any, ...]]:
+            return server.query("SELECT state FROM workers_service WHERE launcher = '' ORDER BY id")
+
+        server.wait(server.create(chat_line("warm")))
+        service = running(server, start(server, None)["id"])
+        assert engines() == [("completed",)]
+        assert engine_of(server, service).environ()["CUDA_VISIBLE_DEVICES"] == "0"
+        other = server.create(chat_line("other"))
+        own = server.wait(server.create(chat_line("own", model=service["model"])))
+        assert own["request_counts"]["completed"] == 1
+        second = start(server, None)["id"]
+        why = "It waits for GPUs of this host that other services use."
+        wait_until(lambda: get(server, f"services/{second}/status") == {"status": "pending", "error": why})
+        assert server.batch(other)["status"] == "in_progress"
+        assert len(engines()) == 1
+
+        assert call(server, "DELETE", f"services/{second}")[0] == 200
+        assert call(server, "DELETE", f"services/{service['id']}")[0] == 200
+        server.wait(other)
+        assert len(engines()) == 2
 
 
 def test_overrides_reach_the_engine_and_its_key_reaches_nobody_else(server: Server) -> None:

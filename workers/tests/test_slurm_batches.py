@@ -64,13 +64,15 @@ def test_services_start_for_a_batch_grow_with_the_queue_and_stop_when_idle(
 
 
 def test_lines_of_a_cancelled_service_go_elsewhere(settings: dict[str, str], new_home: Path, slurm: Cluster) -> None:
-    with Server(new_home, VBATCH_SIM_LINES_PER_SECOND="60", **settings) as server:
-        batch_id = server.create(_lines(LINES))
-        wait_until(lambda: server.batch(batch_id)["request_counts"]["completed"] > 200, 60)
+    settings |= {"VBATCH_SIM_LINES_PER_SECOND": "60", "VBATCH_SLURM_LINES": "400"}
+    count = 600
+    with Server(new_home, **settings) as server:
+        batch_id = server.create(_lines(count))
+        wait_until(lambda: server.batch(batch_id)["request_counts"]["completed"] > 60, 60)
         victim = next(s for s in _services(server) if s[3])
         slurm.ask("scancel", victim[0])
         batch = server.wait(batch_id, 180)
-        _check(server, batch, LINES)
+        _check(server, batch, count)
         assert ("cancelled", "It was cancelled.") in [(s[1], s[2]) for s in _services(server)]
 
 
@@ -78,20 +80,21 @@ def test_no_line_is_started_that_the_time_limit_would_cut_off(
     settings: dict[str, str], new_home: Path, slurm: Cluster
 ) -> None:
     settings |= {"VBATCH_SLURM_MAX": "1", "VBATCH_SIM_LATENCY_MS": "1500", "VBATCH_SIM_LINES_PER_SECOND": "60"}
+    count = 600
     with Server(new_home, **settings) as server:
-        batch_id = server.create(_lines(LINES))
-        wait_until(lambda: server.batch(batch_id)["request_counts"]["completed"] > 100, 60)
+        batch_id = server.create(_lines(count))
+        wait_until(lambda: server.batch(batch_id)["request_counts"]["completed"] > 60, 60)
         first = next(s for s in _services(server) if s[3])
-        end = datetime.now() + timedelta(seconds=14)  # noqa: DTZ005 (SLURM reads local time)
+        end = datetime.now() + timedelta(seconds=10)  # noqa: DTZ005 (SLURM reads local time)
         slurm.ask("scontrol", "update", f"JobId={first[0]}", f"EndTime={end:%Y-%m-%dT%H:%M:%S}")
         wait_until(lambda: first[0] in [s[0] for s in _services(server) if not s[3]], 30, 0.2)
         let_go_at = datetime.now(UTC)
         ends_at = next(s[4] for s in _services(server) if s[0] == first[0])
         assert let_go_at < ends_at
         batch = server.wait(batch_id, 180)
-        _check(server, batch, LINES)
+        _check(server, batch, count)
         # None was aborted to be run again.
-        assert len(server.requests_seen()) == LINES
+        assert len(server.requests_seen()) == count
         assert len(_services(server)) >= 2
 
 
