@@ -10,6 +10,19 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 RUN = {"python", "sh", "bash", "typescript", "json", "yaml"}
 SHOWN = {"text", "ini", "nginx", "toml", "dockerfile", "promql", "csv"}
 
+# Pages whose code is run. A new page is added here by somebody who has read what it does to the machine.
+TRIED = {
+    "README.md",
+    *(
+        f"docs/{name}.md"
+        for name in (
+            "api", "connecting", "formats", "getting-started", "live", "operating", "preflight", "security", "services",
+            "steering", "webhooks",
+        )
+    ),
+    "examples/README.md",
+}  # fmt: skip
+
 _FENCE = re.compile(r"^```(\w*)[ ]?([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 

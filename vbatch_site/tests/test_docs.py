@@ -8,7 +8,7 @@ from django.core.management import get_commands
 from drf_spectacular.generators import SchemaGenerator
 
 from vbatch_site.tests import reference
-from vbatch_site.tests.pages import ROOT, RUN, SHOWN, anchors, blocks, links, name_of, pages
+from vbatch_site.tests.pages import ROOT, RUN, SHOWN, TRIED, anchors, blocks, links, name_of, pages
 
 README = (ROOT / "README.md").read_text()
 PAGES = pages()
@@ -52,6 +52,7 @@ def test_every_block_of_code_is_run_or_says_why_not(page: Path) -> None:
         where = f"{block.page}:{block.line}"
         assert block.language in RUN | SHOWN, f"{where}: what language is this?"
         assert not block.note or re.match(r"not-run: \w", block.note), f"{where}: {block.note}"
+        assert not block.is_run or block.page in TRIED, f"{where}: add the page to TRIED, or say not-run and why"
 
 
 def test_the_reference_is_what_the_openapi_document_says() -> None:
