@@ -23,6 +23,8 @@ __all__ = ["webhooks"]
 class BatchAdmin(ReadOnlyAdmin):
     """Batches of all projects."""
 
+    unread = ("errors", "chosen_lines", "metadata")
+
     list_display = [
         "id",
         "state",
@@ -87,6 +89,7 @@ class BatchAdmin(ReadOnlyAdmin):
 class BatchEventAdmin(ReadOnlyAdmin):
     """What happened to batches."""
 
+    ordering = ["-id"]
     list_display = ["batch_id", "at", "kind", "status", "reason"]
     list_filter = ["kind", "status"]
     search_fields = ["batch_id__exact"]
@@ -97,6 +100,8 @@ class BatchEventAdmin(ReadOnlyAdmin):
 class ShardAdmin(ReadOnlyAdmin):
     """Who runs what."""
 
+    unread = ("lines",)
+    ordering = ["-id"]
     list_display = ["batch_id", "index", "model", "state", "count", "done", "epoch", "holder", "lease_expires_at"]
     list_filter = ["state"]
     search_fields = ["batch_id__exact"]
@@ -108,6 +113,8 @@ class ShardAdmin(ReadOnlyAdmin):
 class ResultAdmin(ReadOnlyAdmin):
     """Finished lines of batches that are not finalized yet."""
 
+    unread = ("body",)
+    ordering = ["-id"]
     list_display = ["batch_id", "line", "status_code", "error_code", "attempts", "milliseconds", "output_tokens"]
     search_fields = ["batch_id__exact"]
     search_help_text = "The id of a batch"
@@ -118,6 +125,7 @@ class ResultAdmin(ReadOnlyAdmin):
 class SampleAdmin(ReadOnlyAdmin):
     """What was committed in every ten seconds."""
 
+    ordering = ["-id"]
     list_display = ["batch_id", "model", "at", "lines", "failed", "input_tokens", "cached_tokens", "output_tokens"]
     search_fields = ["batch_id__exact"]
     search_help_text = "The id of a batch"

@@ -9,7 +9,7 @@ import msgspec
 from django.conf import settings
 from django.db import transaction
 
-from batches import doorbell, quota
+from batches import doorbell, intake, quota
 from batches.carrying import FILES_GONE, EarlierFilesGone, check_files, find_earlier
 from batches.models import HIGHEST_PRIORITY, LOWEST_PRIORITY, Batch, OnInvalidLine
 from batches.states import TERMINAL
@@ -19,7 +19,8 @@ from files import storage
 from files.jsonl import iter_lines
 from files.models import File, Purpose
 from files.uploads import read_lifetime
-from vbatch_site.models import Project
+from vbatch_site import audit
+from vbatch_site.models import ApiKey, Project
 from vbatch_site.openai.errors import ApiError, Json, check_bounds, missing, not_supported, wrong_id, wrong_type
 from vbatch_site.openai.idempotency import Claim
 
@@ -55,13 +56,22 @@ class BatchRequest:
     webhook: endpoints.BatchWebhook | None
 
 
-def create(project: Project, body: Json, key: Claim | None = None, chosen_lines: list[str] | None = None) -> Batch:
+def create(
+    project: Project,
+    body: Json,
+    key: Claim | None = None,
+    *,
+    by: ApiKey | str | None = None,
+    chosen_lines: list[str] | None = None,
+) -> Batch:
     """Check a request and start its batch, or return the one that its key stands for; raise ApiError.
 
-    With chosen lines, by custom_id, only they run, and all others keep what they got in the batch to continue from.
+    `by` is the API key or the name of the person who asks. With chosen lines, by custom_id, only they run, and all
+    others keep what they got in the batch to continue from.
     """
     if key and (held := key.holder()):
         return Batch.objects.get(pk=held)
+    intake.check()
     wanted = read(project, body)
     with transaction.atomic():
         quota.check_batch_rate(project)
@@ -79,7 +89,10 @@ def create(project: Project, body: Json, key: Claim | None = None, chosen_lines:
             continue_from=wanted.continue_from,
             chosen_lines=chosen_lines,
             priority=wanted.priority,
+            api_key=by if isinstance(by, ApiKey) else None,
+            created_by=by[:150] if isinstance(by, str) else "",
         )
+        audit.note_change(batch.pk)
         if wanted.webhook:
             endpoints.attach(batch, wanted.webhook)
         doorbell.ring_validate(batch.pk)

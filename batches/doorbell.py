@@ -24,6 +24,11 @@ def ring_deliver() -> None:
     async_task("batches.tasks.deliver", cluster=_DEFAULT)
 
 
+def ring_remove() -> None:
+    """Ask the default cluster to remove the bytes of deleted files."""
+    async_task("batches.tasks.remove_bytes", cluster=_DEFAULT)
+
+
 def ring_gpu() -> None:
     """Wake the gpu workers: there is a shard to claim."""
     async_task("workers.tasks.wake", cluster=_GPU)

@@ -239,6 +239,7 @@ def _file(batch: Batch, written: _Written, now: datetime) -> str | None:
         purpose=Purpose.BATCH_OUTPUT,
         filename=written.name.rpartition("/")[2],
         bytes=written.size,
+        lines=written.lines,
         path=written.name,
         created_at=now,
         expires_at=now + _life(batch),

@@ -52,10 +52,10 @@ def name_for(batch_id: str) -> str:
     return f"batches/{batch_id}_lines.index"
 
 
-def beside(path: str) -> str | None:
-    """Return the name of the index that belongs to an output or error file, None for other files."""
+def batch_of(path: str) -> str | None:
+    """Return the id of the batch whose output or error file this is, None for other files."""
     match = re.fullmatch(r"batches/(.+)_(?:output|error)\.jsonl", path)
-    return name_for(match[1]) if match else None
+    return match[1] if match else None
 
 
 def finish_reason(body: bytes) -> str:

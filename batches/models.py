@@ -11,7 +11,8 @@ from batches.signals import moved
 from batches.states import ACTIVE, SOURCES, TERMINAL, BatchStatus, EventKind, ShardState, timestamp_field
 from batches.webhooks.models import WebhookDelivery as WebhookDelivery  # Django looks for a room's models here
 from batches.webhooks.models import WebhookEndpoint as WebhookEndpoint
-from vbatch_site.models import Project
+from vbatch_site import words
+from vbatch_site.models import ApiKey, Project
 from vbatch_site.openai import ids
 
 LOWEST_PRIORITY, HIGHEST_PRIORITY = -100, 100
@@ -70,6 +71,17 @@ class Batch(models.Model):
     default_model = models.CharField(max_length=200, blank=True, help_text="For lines that name no model.")
     priority = models.SmallIntegerField(default=0, help_text="-100 to 100; higher goes first.")
     paused_at = models.DateTimeField(null=True, blank=True, editable=False)
+    api_key = models.ForeignKey(
+        ApiKey, on_delete=models.SET_NULL, related_name="batches", null=True, blank=True, db_index=False, editable=False
+    )
+    created_by = models.CharField(
+        max_length=150,
+        blank=True,
+        default="",
+        db_default="",
+        editable=False,
+        help_text="The person, where it was no key.",
+    )
 
     allow_mixed_models = models.BooleanField(default=False, editable=False)
     on_invalid_line = models.CharField(
@@ -132,6 +144,10 @@ class Batch(models.Model):
             ),
             models.Index(fields=["-created_at", "-id"], name="batches_recent"),
             models.Index(fields=["status", "-created_at", "-id"], name="batches_by_status"),
+            models.Index(fields=["model", "-created_at", "-id"], name="batches_by_model"),
+            models.Index(fields=["endpoint", "-created_at", "-id"], name="batches_by_endpoint"),
+            models.Index(fields=["api_key", "-created_at", "-id"], name="batches_by_key"),
+            words.index("metadata", "batches_words"),
             models.Index(fields=["input_file_id"], name="batches_input"),
             models.Index(
                 fields=["id"], name="batches_to_purge", condition=Q(status__in=sorted(TERMINAL), purged_at=None)
@@ -171,6 +187,16 @@ class Batch(models.Model):
             moved.send(Batch, batch_id=self.pk, to=to, at=now)
         for name, value in changes.items():
             setattr(self, name, value)
+
+
+class IntakePause(models.Model):
+    """While its one row is there, no new batch is taken."""
+
+    since = models.DateTimeField(default=timezone.now, editable=False)
+    by = models.CharField(max_length=150, editable=False)
+
+    def __str__(self) -> str:
+        return f"paused by {self.by}"
 
 
 class BatchEvent(models.Model):

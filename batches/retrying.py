@@ -8,10 +8,12 @@ from django.db import transaction
 from django.db.models import F, Max, Q
 from django.utils import timezone
 
-from batches import creation, doorbell
+from batches import creation, doorbell, steering
 from batches.models import Batch, BatchEvent, OnInvalidLine, Result, Shard, StaleTransition
 from batches.planning import PlannedLine, pack, unpack
 from batches.states import BatchStatus, EventKind
+from vbatch_site import audit
+from vbatch_site.models import ApiKey
 from vbatch_site.openai.errors import ApiError, Json, wrong_type
 from vbatch_site.openai.idempotency import Claim
 
@@ -39,19 +41,19 @@ def read_lines(body: Json) -> list[str] | None:
     return value
 
 
-def retry(batch: Batch, lines: list[str] | None, by: str, key: Claim | None = None) -> Batch:
+def retry(batch: Batch, lines: list[str] | None, by: ApiKey | str | None, key: Claim | None = None) -> Batch:
     """Run failed lines again and return the batch that runs them; raise StaleTransition when it can't be had now.
 
     Raises ApiError where there is nothing to run, or a line is not one that can be.
     """
     if batch.status in _ENDED:
-        return _continue(batch, lines, key)
-    _run_again(batch, lines, by)
+        return _continue(batch, lines, by, key)
+    _run_again(batch, lines, steering.name_of(by))
     batch.refresh_from_db()
     return batch
 
 
-def _continue(batch: Batch, lines: list[str] | None, key: Claim | None) -> Batch:
+def _continue(batch: Batch, lines: list[str] | None, by: ApiKey | str | None, key: Claim | None) -> Batch:
     """Start a batch over the same file that takes over all answers but those that are to be had anew."""
     if lines is None and batch.completed == batch.total:
         raise _nothing()
@@ -67,7 +69,7 @@ def _continue(batch: Batch, lines: list[str] | None, key: Claim | None) -> Batch
     }
     if batch.output_life_seconds:
         wanted["output_expires_after"] = {"anchor": "created_at", "seconds": batch.output_life_seconds}
-    return creation.create(batch.project, wanted, key, chosen_lines=lines)
+    return creation.create(batch.project, wanted, key, by=by, chosen_lines=lines)
 
 
 def _run_again(batch: Batch, lines: list[str] | None, by: str) -> None:
@@ -100,6 +102,7 @@ def _run_again(batch: Batch, lines: list[str] | None, by: str) -> None:
         BatchEvent.objects.create(
             batch=batch, at=timezone.now(), kind=EventKind.RETRY, status=locked.status, reason=reason[:200]
         )
+        audit.note_change(batch.pk)
         doorbell.ring_gpu()
 
 

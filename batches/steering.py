@@ -10,12 +10,22 @@ from django.utils import timezone
 from batches import doorbell
 from batches.models import Batch, BatchEvent, StaleTransition
 from batches.states import STEERABLE, BatchStatus, EventKind
+from vbatch_site import audit
+from vbatch_site.models import ApiKey
+
+
+def name_of(by: ApiKey | str | None) -> str:
+    """Return how the journal names who asks: a key's beginning, a person's name."""
+    if isinstance(by, ApiKey):
+        return f"key {by.prefix}"
+    return by or "a request without a key"
 
 
 def cancel(batch: Batch, by: str) -> None:
     """Start to cancel a batch; raise StaleTransition when it is past that."""
     with transaction.atomic():
         batch.move(BatchStatus.CANCELLING, reason=f"asked for by {by}")
+        audit.note_change(batch.pk)
         # Finalizing waits for workers that hold lines of it; they let go within a second and ring again.
         doorbell.ring_finalize(batch.pk)
 
@@ -54,6 +64,7 @@ def _steered(batch: Batch) -> Iterator[Batch]:
         if locked.status not in STEERABLE:
             raise StaleTransition(f"{batch.pk} is {locked.status}")
         yield locked
+        audit.note_change(batch.pk)
     batch.refresh_from_db()
 
 

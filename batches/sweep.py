@@ -80,6 +80,13 @@ def delete_unneeded_bytes() -> None:
         unneeded = unneeded.exclude(pk__in=earlier.values(name))
     for file in unneeded[:1000]:
         storage.delete(file.path)
-        if index := line_index.beside(file.path):
-            storage.delete(index)
         file.delete()
+        # The index goes with the last of the files that it leads into.
+        if batch_id := line_index.batch_of(file.path):
+            if not _has_files(batch_id):
+                storage.delete(line_index.name_for(batch_id))
+
+
+def _has_files(batch_id: str) -> bool:
+    ids = Batch.objects.filter(pk=batch_id).values_list("output_file_id", "error_file_id").first() or ()
+    return File.objects.filter(pk__in=[pk for pk in ids if pk]).exists()

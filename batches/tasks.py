@@ -21,6 +21,11 @@ def deliver() -> None:
     couriers.wake()
 
 
+def remove_bytes() -> None:
+    """Remove the bytes of deleted files that no batch needs; the sweep does what is lost here."""
+    sweeping.delete_unneeded_bytes()
+
+
 def sweep() -> None:
     """Repair by the clock."""
     sweeping.sweep()

@@ -60,6 +60,7 @@ def _validate(batch_id: str) -> bool:
                         chosen = stack.enter_context(ChosenLines(batch.chosen_lines, answers, earlier, settled))
                         validator.answered = chosen.take
                 stream = stack.enter_context(storage.opened(file.path))
+                number = 0
                 for number, offset, raw in iter_lines(stream):
                     validator.feed(number, offset, raw)
                     if validator.full:
@@ -68,6 +69,8 @@ def _validate(batch_id: str) -> bool:
             return _fail(batch, [_cannot_find(batch)])
         except EarlierFilesGone as error:
             return _fail(batch, [LineError(FILES_GONE, str(error), "continue_from", None)])
+        if not validator.full:
+            File.objects.filter(pk=file.pk, lines=None).update(lines=number)
         validator.finish()
         if validator.failed:
             return _fail(batch, validator.errors)

@@ -1,7 +1,7 @@
 """The Batch API."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from django.db import close_old_connections
@@ -37,10 +37,6 @@ def _shown(batch: Batch) -> Response:
     return Response(batch_dicts([batch])[0])
 
 
-def _who(request: ApiRequest) -> str:
-    return f"key {request.auth.prefix}" if request.auth else "a request without a key"
-
-
 @contextmanager
 def _conflicts(batch: Batch, verb: str, harmless: tuple[BatchStatus, ...] = ()) -> Iterator[None]:
     """Answer 409 when the batch is past what is asked for, unless that changes nothing."""
@@ -64,7 +60,7 @@ class BatchesView(APIView):
     def post(self, request: ApiRequest) -> Response:
         """Start a batch."""
         key = idempotency.claim(request, request.data)
-        return _shown(creation.create(request.user, request.data, key))
+        return _shown(creation.create(request.user, request.data, key, by=request.auth))
 
     def get(self, request: ApiRequest) -> Response:
         """List batches, newest first."""
@@ -105,44 +101,48 @@ class BatchView(APIView):
             raise missing("priority")
         priority = creation.read_priority(request.data["priority"])
         with _conflicts(batch, "change the priority of"):
-            steering.prioritize(batch, priority, by=_who(request))
+            steering.prioritize(batch, priority, by=steering.name_of(request.auth))
+        return _shown(batch)
+
+
+class _SteerView(APIView):
+    """What one batch is told to do."""
+
+    def tell(
+        self, request: ApiRequest, batch_id: str, do: Callable[[Batch, str], None], *harmless: BatchStatus
+    ) -> Response:
+        """Tell it, and show it; a batch that is past that answers 409, unless that changes nothing."""
+        batch = find_batch(request.user, batch_id)
+        with _conflicts(batch, do.__name__, harmless):
+            do(batch, steering.name_of(request.auth))
         return _shown(batch)
 
 
 @schema.cancel
-class CancelView(APIView):
+class CancelView(_SteerView):
     """The end of one batch, asked for."""
 
     def post(self, request: ApiRequest, batch_id: str) -> Response:
         """Cancel it: what is finished is kept, the rest does not run."""
-        batch = find_batch(request.user, batch_id)
-        with _conflicts(batch, "cancel", harmless=_CANCEL_IS_LATE):
-            steering.cancel(batch, by=_who(request))
-        return _shown(batch)
+        return self.tell(request, batch_id, steering.cancel, *_CANCEL_IS_LATE)
 
 
 @schema.pause
-class PauseView(APIView):
+class PauseView(_SteerView):
     """A batch that waits until it is told to go on."""
 
     def post(self, request: ApiRequest, batch_id: str) -> Response:
         """Pause it: no more lines are started."""
-        batch = find_batch(request.user, batch_id)
-        with _conflicts(batch, "pause"):
-            steering.pause(batch, by=_who(request))
-        return _shown(batch)
+        return self.tell(request, batch_id, steering.pause)
 
 
 @schema.resume
-class ResumeView(APIView):
+class ResumeView(_SteerView):
     """A paused batch that goes on."""
 
     def post(self, request: ApiRequest, batch_id: str) -> Response:
         """Resume it."""
-        batch = find_batch(request.user, batch_id)
-        with _conflicts(batch, "resume"):
-            steering.resume(batch, by=_who(request))
-        return _shown(batch)
+        return self.tell(request, batch_id, steering.resume)
 
 
 @schema.retry
@@ -155,7 +155,7 @@ class RetryView(APIView):
         lines = retrying.read_lines(request.data)
         key = idempotency.claim(request, request.data)
         with _conflicts(batch, "retry lines of"):
-            return _shown(retrying.retry(batch, lines, by=_who(request), key=key))
+            return _shown(retrying.retry(batch, lines, by=request.auth, key=key))
 
 
 @schema.results

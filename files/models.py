@@ -7,7 +7,8 @@ from django.db import models
 from django.db.models import Q
 from django.utils import timezone
 
-from vbatch_site.models import Project
+from vbatch_site import words
+from vbatch_site.models import ApiKey, Project
 from vbatch_site.openai import ids
 
 if TYPE_CHECKING:
@@ -67,6 +68,10 @@ class File(models.Model):
     purpose = models.CharField(max_length=20, choices=Purpose.choices)
     filename = models.CharField(max_length=512)
     bytes = models.BigIntegerField()
+    lines = models.PositiveBigIntegerField(null=True, blank=True, editable=False, help_text="Where they were counted.")
+    api_key = models.ForeignKey(
+        ApiKey, on_delete=models.SET_NULL, related_name="files", null=True, blank=True, editable=False
+    )
     path = models.CharField(max_length=200, editable=False, help_text="Name in the storage.")
     created_at = models.DateTimeField(default=timezone.now, editable=False)
     expires_at = models.DateTimeField(null=True, blank=True)
@@ -79,6 +84,10 @@ class File(models.Model):
         indexes = [
             models.Index(fields=["project", "-created_at", "-id"], name="files_newest"),
             models.Index(fields=["-created_at", "-id"], name="files_recent"),
+            models.Index(
+                fields=["purpose", "-created_at", "-id"], name="files_by_purpose", condition=Q(deleted_at=None)
+            ),
+            words.index("filename", "files_words"),
             models.Index(fields=["expires_at"], name="files_expiring", condition=Q(deleted_at=None)),
             models.Index(fields=["deleted_at"], name="files_deleted", condition=~Q(deleted_at=None)),
         ]

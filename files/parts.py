@@ -26,7 +26,7 @@ from files.models import (
     UploadPart,
     UploadState,
 )
-from vbatch_site.models import Project
+from vbatch_site.models import ApiKey, Project
 from vbatch_site.openai import ids
 from vbatch_site.openai.errors import ApiError, Json, check_bounds, missing, not_supported, wrong_type
 
@@ -130,7 +130,7 @@ def add(upload: Upload, data: "UploadedFile[Any]") -> UploadPart:
     return part
 
 
-def complete(upload: Upload, body: Json) -> Upload:
+def complete(upload: Upload, body: Json, by: ApiKey | None = None) -> Upload:
     """Join the named parts, in the order they are named, into the upload's file; raise ApiError.
 
     A repeated call with the same body answers as the first did, also when both run at once.
@@ -141,7 +141,7 @@ def complete(upload: Upload, body: Json) -> Upload:
         return upload
     check_open(upload)
     paths = _paths(upload, part_ids)
-    file = _new_file(upload)
+    file = _new_file(upload, by)
     try:
         _join(paths, file, md5)
         with transaction.atomic():
@@ -205,9 +205,9 @@ def _paths(upload: Upload, part_ids: list[str]) -> list[str]:
     return [known[part_id].path for part_id in part_ids]
 
 
-def _new_file(upload: Upload) -> File:
+def _new_file(upload: Upload, by: ApiKey | None) -> File:
     lifetime = uploads.Lifetime(upload.life_seconds) if upload.life_seconds else None
-    return uploads.announce(upload.project, upload.purpose, upload.filename, upload.bytes, lifetime, more=0)
+    return uploads.announce(upload.project, upload.purpose, upload.filename, upload.bytes, lifetime, more=0, by=by)
 
 
 def _join(paths: list[str], file: File, md5: str) -> None:

@@ -14,7 +14,7 @@ from django.utils import timezone
 from files import room, storage
 from files.jsonl import iter_lines
 from files.models import BATCH_FILE_LIFE, UPLOAD_PURPOSES, File, Purpose
-from vbatch_site.models import Project
+from vbatch_site.models import ApiKey, Project
 from vbatch_site.openai import ids, owned
 from vbatch_site.openai.errors import ApiError, check_bounds, missing, not_supported, wrong_type
 from vbatch_site.openai.idempotency import Claim
@@ -116,10 +116,18 @@ def find(project: Project, file_id: str) -> File:
 
 
 def announce(
-    project: Project, purpose: str, filename: str, size: int, lifetime: Lifetime | None, *, more: int | None = None
+    project: Project,
+    purpose: str,
+    filename: str,
+    size: int,
+    lifetime: Lifetime | None,
+    *,
+    more: int | None = None,
+    by: ApiKey | None = None,
 ) -> File:
     """Return a file whose row is saved and whose bytes are still to be stored under its path; raise ApiError.
 
+    `by` is the API key of who sends it.
     `more` is what it adds to the project's bytes, where that is not its size: parts count from their arrival.
     """
     now = timezone.now()
@@ -130,6 +138,7 @@ def announce(
         purpose=purpose,
         filename=filename,
         bytes=size,
+        api_key=by,
         path=storage.file_name(file_id),
         created_at=now,
         expires_at=expiry(purpose, lifetime, now),
@@ -161,14 +170,19 @@ def keep(upload: "UploadedFile[Any]", name: str) -> None:
 
 
 def create_file(
-    project: Project, upload: "UploadedFile[Any]", purpose: str, lifetime: Lifetime | None, key: Claim | None = None
+    project: Project,
+    upload: "UploadedFile[Any]",
+    purpose: str,
+    lifetime: Lifetime | None,
+    key: Claim | None = None,
+    by: ApiKey | None = None,
 ) -> File:
     """Check and store an uploaded file; raise ApiError, and leave nothing behind, when it can't be taken.
 
     With a claim on a key, the file that has it already is returned instead of a second one.
     """
     check_content(cast(BinaryIO, upload.file), upload.size or 0, purpose)
-    file = announce(project, purpose, clean_filename(upload.name), upload.size or 0, lifetime)
+    file = announce(project, purpose, clean_filename(upload.name), upload.size or 0, lifetime, by=by)
     try:
         keep(upload, file.path)
         with transaction.atomic():

@@ -7,11 +7,10 @@ from urllib.parse import quote
 from django.db.models import QuerySet
 from django.http import StreamingHttpResponse
 from django.http.response import HttpResponseBase
-from django.utils import timezone
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from files import parts, schema, storage, uploads
+from files import deletion, parts, schema, storage, uploads
 from files.models import PRIVATE_PURPOSES, File, Upload
 from files.multipart import DataParser
 from files.serializers import file_dict, part_dict, upload_dict
@@ -47,7 +46,7 @@ class FilesView(APIView):
         key = idempotency.claim(request, purpose, seconds, upload.name, getattr(upload, "digest", ""))
         if key and (held := key.holder()):
             return Response(file_dict(uploads.find(request.user, held)))
-        return Response(file_dict(uploads.create_file(request.user, upload, purpose, lifetime, key)))
+        return Response(file_dict(uploads.create_file(request.user, upload, purpose, lifetime, key, request.auth)))
 
     def get(self, request: ApiRequest) -> Response:
         """List files, newest first."""
@@ -79,7 +78,7 @@ class FileView(APIView):
     def delete(self, request: ApiRequest, file_id: str) -> Response:
         """Delete it; a batch that is still reading it goes on, and its bytes go when none does."""
         file = uploads.find(request.user, file_id)
-        File.objects.filter(pk=file.pk, deleted_at=None).update(deleted_at=timezone.now())
+        deletion.delete(file)
         return Response({"id": file.pk, "object": "file", "deleted": True})
 
 
@@ -149,7 +148,7 @@ class CompleteView(APIView):
 
     def post(self, request: ApiRequest, upload_id: str) -> Response:
         """Join the parts in the order they are named."""
-        return Response(upload_dict(parts.complete(find_upload(request, upload_id), request.data)))
+        return Response(upload_dict(parts.complete(find_upload(request, upload_id), request.data, request.auth)))
 
 
 @schema.cancel

@@ -1,7 +1,8 @@
 """Who did what to which object: rows that are only ever added, from the API, the console, the admin and commands.
 
 Requests are noted by the middleware below, each under the name that its route has anyway, so that a new route can't be
-forgotten. What is not a request calls `note` itself.
+forgotten. A change that has a transaction calls `note_change` in it: it stands or falls with its note, and the
+middleware adds none. What is not a request calls `note` itself.
 """
 
 import getpass
@@ -9,7 +10,7 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from datetime import datetime, timedelta
 from ipaddress import ip_address
-from typing import Any
+from typing import Any, NamedTuple
 
 from django.conf import settings
 from django.contrib.admin.models import LogEntry
@@ -53,6 +54,21 @@ def note(action: str, object_id: str = "", *, project: Project | None = None, **
     )
 
 
+def note_change(object_id: str = "") -> None:
+    """Note what the present request does, as the middleware would; call inside the transaction that does it.
+
+    The id is that of what is changed or made. Outside of a request nothing is noted.
+    """
+    request = _current.get()
+    if request is not None and request.resolver_match and (named := _name(request)):
+        request.noted = True  # type: ignore[attr-defined]
+        # What was made of the object that the path names is found by the object's id, and has its own beside it.
+        more: dict[str, Any] = (
+            {} if not object_id or object_id in named.object_id or not named.object_id else {"made": object_id}
+        )
+        note(named.action, named.object_id or object_id, **more)
+
+
 def _who(request: HttpRequest | None) -> tuple[str, str, Project | None]:
     """Return the road, the actor, and the project that the actor acts for."""
     if request is None:
@@ -91,23 +107,42 @@ class AuditMiddleware:
 
 
 def _note_request(request: HttpRequest, response: HttpResponseBase) -> None:
+    if getattr(request, "noted", False):
+        return
+    match: Any = request.resolver_match
+    if not _is_admin(match):
+        answer = getattr(response, "data", None)
+        if named := _name(request):
+            note(named.action, named.object_id or (answer.get("id", "") if isinstance(answer, dict) else ""))
+    # Changes of single rows come through the admin's own log.
+    elif request.user.is_authenticated and (named := _name(request)):
+        note(named.action, ids=request.POST.getlist("_selected_action")[:_MAX_IDS])
+
+
+class _Named(NamedTuple):
+    action: str
+    object_id: str  # empty where the path has none
+
+
+def _is_admin(match: Any) -> bool:
+    return getattr(match.func, "cls", None) is None and "admin" in match.namespaces
+
+
+def _name(request: HttpRequest) -> _Named | None:
+    """Return what a request does by the name of its route, None for what is not noted."""
     match: Any = request.resolver_match
     view = getattr(match.func, "cls", None)
     if view is not None:
+        handler = getattr(view, (request.method or "").lower(), None)
+        named = _Named(getattr(handler, "operation", match.route), str(next(iter(match.kwargs.values()), "")))
         # A live request makes no object, and there may be thousands a minute.
-        if getattr(view, "scope", None) != Scope.LIVE:
-            handler = getattr(view, (request.method or "").lower(), None)
-            answer = getattr(response, "data", None)
-            made = answer.get("id", "") if isinstance(answer, dict) else ""
-            note(getattr(handler, "operation", match.route), str(next(iter(match.kwargs.values()), made)))
-    elif not request.user.is_authenticated:
-        return  # sent to the login, which is noted below
-    elif "admin" in match.namespaces:
-        # Changes of single rows come through the admin's own log.
-        if action := request.POST.get("action"):
-            note(f"{action} {match.url_name}", ids=request.POST.getlist("_selected_action")[:_MAX_IDS])
-    else:
-        note(match.url_name or match.route, " ".join(str(value) for value in match.kwargs.values()))
+        return named if getattr(view, "scope", None) != Scope.LIVE else None
+    if not request.user.is_authenticated:
+        return None  # sent to the login, which is noted below
+    if _is_admin(match):
+        action = request.POST.get("action")
+        return _Named(f"{action} {match.url_name}", "") if action else None
+    return _Named(match.url_name or match.route, " ".join(str(value) for value in match.kwargs.values()))
 
 
 def on_admin_log(sender: Any, instance: LogEntry, created: bool, **_: Any) -> None:

@@ -118,7 +118,9 @@ class ApiKey(models.Model):
         """Save a new key and return it with its text; without scopes it may do everything."""
         key, text = cls.draft(project, name)
         key.scopes, key.expires_at = scopes or all_areas(), expires_at
-        key.save()
+        # With its line in the audit, which hears of it by signal.
+        with transaction.atomic():
+            key.save()
         return key, text
 
     @classmethod
@@ -187,9 +189,10 @@ class ApiKey(models.Model):
 
     def revoke(self, now: datetime) -> bool:
         """Make the key useless from the next request on; return False when it was so already."""
-        revoked = bool(ApiKey.objects.filter(pk=self.pk, revoked_at=None).update(revoked_at=now))
-        if revoked:
-            key_revoked.send(ApiKey, instance=self)
+        with transaction.atomic():
+            revoked = bool(ApiKey.objects.filter(pk=self.pk, revoked_at=None).update(revoked_at=now))
+            if revoked:
+                key_revoked.send(ApiKey, instance=self)
         return revoked
 
     def is_touch_due(self, now: datetime) -> bool:

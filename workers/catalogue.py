@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Iterable, Sequence, Set
 from pathlib import Path
+from typing import Any
 
 from django.conf import settings
 from django.db.models import Q, QuerySet
@@ -67,6 +68,17 @@ def _arguments(model: ServedModel) -> tuple[str, ...]:
     return split_arguments(settings.VBATCH_VLLM_ARGS, model.engine_args)
 
 
+def quantization(model: ServedModel) -> str:
+    """Return how a model's weights are quantized, as its arguments say, else its config.json, else empty."""
+    arguments = list(_arguments(model))
+    for position, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if name in ("--quantization", "-q"):
+            return value if equals else "".join(arguments[position + 1 : position + 2])
+    found = (_config(Path(source_of(model))) or {}).get("quantization_config")
+    return str(found.get("quant_method", "")) if isinstance(found, dict) else ""
+
+
 _LENGTH = re.compile(r"(\d+(?:\.\d+)?)([kKmMgG]?)")
 # vLLM's multipliers: small letters count in tens, capital ones in twos.
 _MULTIPLIERS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
@@ -104,13 +116,18 @@ def tensor_parallel(name: str) -> int:
 
 def _configured_length(folder: Path) -> int | None:
     """Return what a model folder's config.json says."""
-    if not folder.is_absolute():
-        return None
-    try:
-        config = json.loads((folder / "config.json").read_bytes())
-    except (OSError, ValueError):
-        return None
+    config = _config(folder)
     # Models that see and hear keep what their text part has one level below.
     parts = [config, config.get("text_config")] if isinstance(config, dict) else []
     lengths = [part.get("max_position_embeddings") for part in parts if isinstance(part, dict)]
     return next((length for length in lengths if isinstance(length, int) and length > 0), None)
+
+
+def _config(folder: Path) -> Any:
+    """Return a model folder's config.json, None where there is none."""
+    if not folder.is_absolute():
+        return None
+    try:
+        return json.loads((folder / "config.json").read_bytes())
+    except (OSError, ValueError):
+        return None

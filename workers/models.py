@@ -52,6 +52,15 @@ class ServedModel(models.Model):
         return self.name
 
 
+class Wanted(models.TextChoices):
+    """What a person wants of a worker; whatever it is, the lines that it has in hand are finished first."""
+
+    WORK = "", "works"
+    DRAIN = "drain", "takes no more work"
+    STOP = "stop", "takes no more work, and gives its GPU up"
+    UNLOAD = "unload", "gives its GPU up, and then works on"
+
+
 class Worker(models.Model):
     """A worker process of a gpu cluster: one engine slot."""
 
@@ -61,6 +70,20 @@ class Worker(models.Model):
     started_at = models.DateTimeField(default=timezone.now, editable=False)
     seen_at = models.DateTimeField(default=timezone.now, editable=False)
     stopped_at = models.DateTimeField(null=True, blank=True, editable=False)
+    wanted = models.CharField(
+        max_length=8, choices=Wanted.choices, blank=True, default=Wanted.WORK, db_default="", editable=False
+    )
+    load = models.ForeignKey(
+        ServedModel,
+        on_delete=models.SET_NULL,
+        related_name="+",
+        null=True,
+        blank=True,
+        db_index=False,
+        editable=False,
+        help_text="What a person wants it to load; empty again when it did, or could not.",
+    )
+    load_asked_at = models.DateTimeField(null=True, blank=True, editable=False)
 
     class Meta:
         ordering = ["-seen_at"]

@@ -12,7 +12,7 @@ from django.utils import timezone
 from batches.models import Provenance
 from workers import catalogue, demand, lending, machine
 from workers.engine import EngineSpec, split_arguments
-from workers.models import ENDED_SERVICES, ServedModel, Service, ServiceState, Worker
+from workers.models import ENDED_SERVICES, ServedModel, Service, ServiceState, Wanted, Worker
 from workers.provenance import Facts, digest
 
 
@@ -117,7 +117,7 @@ def abandoned(holder: str) -> None:
 
 
 def facts(holder: str) -> tuple[dict[str, float], dict[str, int]]:
-    """Return what loading each model costs a worker in seconds, and how many other workers have each loaded."""
+    """Return what loading each model costs a worker in seconds, and how many others that take work have it loaded."""
     asleep = set(
         Service.objects.filter(worker_id=holder, state=ServiceState.SLEEPING).values_list("model__name", flat=True)
     )
@@ -128,6 +128,9 @@ def facts(holder: str) -> tuple[dict[str, float], dict[str, int]]:
     }
     alive = timezone.now() - timedelta(seconds=settings.VBATCH_LEASE_SECONDS)
     live = Service.objects.filter(
-        state__in=[ServiceState.STARTING, ServiceState.RUNNING], worker__seen_at__gt=alive, worker__stopped_at=None
+        state__in=[ServiceState.STARTING, ServiceState.RUNNING],
+        worker__seen_at__gt=alive,
+        worker__stopped_at=None,
+        worker__wanted=Wanted.WORK,
     )
     return prices, dict(Counter(live.exclude(worker_id=holder).values_list("model__name", flat=True)))

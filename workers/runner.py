@@ -16,23 +16,23 @@ from datetime import datetime
 from typing import Any, TypeVar
 
 import msgspec
-from django.db import DatabaseError, InterfaceError, OperationalError
+from django.db import InterfaceError, OperationalError
 from django.utils import timezone
 
 from batches import leases
 from batches.outcome import Outcome
 from batches.planning import by_answer
-from batches.sweep import sweep
 from batches.wire import Usage
-from workers import demand, registry, scheduler, traffic
+from workers import demand, registry, scheduler, steering, traffic
 from workers.admission import Admission
 from workers.backlog import Backlog
 from workers.client import Reply
 from workers.commits import Commit, Noted
-from workers.database import call, closing
+from workers.database import call
 from workers.engine import EngineError
 from workers.failures import Failure
 from workers.feeding import LOOK_SECONDS, MOST_LOOK_SECONDS, Feeding, Gauges
+from workers.housekeeping import sweep_forever
 from workers.lines import Held, Line, checked
 from workers.shared import slot_for
 from workers.slot import Engine, NoServiceError
@@ -50,7 +50,6 @@ COMMIT_LINES = 256  # results in one transaction
 COMMIT_SECONDS = 0.25  # how long a result waits for company; a crash repeats at most these and the lines in flight
 BEAT_SECONDS = 2.0  # between two signs of life in the database
 LEARN_SECONDS = 5.0  # between two looks at what loading costs and what other workers have loaded
-SWEEP_SECONDS = 10.0
 PAUSE_GRACE_SECONDS = 2.5  # what lines in flight get to finish when their batch is paused
 DRAIN_SECONDS = 4.0  # what lines in flight get to finish when the process is asked to stop
 MAX_ATTEMPTS = 3  # of one line, engine crashes not counted
@@ -89,6 +88,7 @@ class Runner:
         self._prices: dict[str, float] = {}
         self._elsewhere: dict[str, int] = {}
         self._live: dict[str, datetime] = {}
+        self._orders = steering.Orders()
         self._loading: asyncio.Task[None] | None = None
 
     # The loop.
@@ -102,7 +102,7 @@ class Runner:
             asyncio.create_task(self._every(LEARN_SECONDS, self._learn)),
             asyncio.create_task(self._every(LOOK_SECONDS, self._listen)),
             asyncio.create_task(self._look_forever()),
-            asyncio.create_task(self._sweep_forever()),
+            asyncio.create_task(sweep_forever(self._background)),
         ]
         try:
             while not self.stopping:
@@ -205,7 +205,10 @@ class Runner:
     async def _claim(self) -> None:
         """Take shards until enough lines wait in hand, or change the model."""
         await self._hear()
-        while not self.stopping and not self._suspects and not self._trial:
+        if self._orders.frees_gpu(self._slot.asked) and not self._held and not self._slot.is_empty:
+            self._loading = asyncio.create_task(self._slot.clear())
+            return
+        while self._orders.takes_work and not self.stopping and not self._suspects and not self._trial:
             now = timezone.now()
             waiting = await self._slot.reachable(await self._db(leases.waiting, now))
             facts = self._facts()
@@ -240,7 +243,8 @@ class Runner:
     async def _hear(self) -> None:
         """Learn which models live requests wait for that no other worker serves, and whether they use this one."""
         wanted = await self._db(demand.wanted, timezone.now()) if self._slot.serves_live else {}
-        self._live = {name: at for name, at in wanted.items() if not self._elsewhere.get(name)} | self._slot.asked
+        self._live = {name: at for name, at in wanted.items() if not self._elsewhere.get(name)}
+        self._live |= self._slot.asked | (self._orders.asked if self._slot.serves_live else {})
         if self._admission.is_live and self._slot.model is not None:
             self._live[self._slot.model] = self._slot.since
 
@@ -283,6 +287,7 @@ class Runner:
 
     async def _give_up(self, model: str, why: str) -> None:
         """End every batch that needs a model which can't be loaded."""
+        self._orders = steering.Orders(self._orders.wanted)
         waiting = await self._db(leases.waiting, timezone.now())
         batches = {batch.batch_id for batch in waiting if batch.model == model}
         batches |= {held.lease.batch_id for held in self._held if held.lease.model == model}
@@ -451,7 +456,7 @@ class Runner:
     # Beside the loop.
 
     async def _beat(self) -> None:
-        await self._db(registry.beat, self.holder)
+        self._orders = await self._db(steering.beat, self.holder)
 
     async def _learn(self) -> None:
         self._prices, self._elsewhere = await self._db(registry.facts, self.holder)
@@ -460,16 +465,6 @@ class Runner:
         while True:
             await step()
             await asyncio.sleep(seconds)
-
-    async def _sweep_forever(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            await asyncio.sleep(SWEEP_SECONDS * random.uniform(0.8, 1.2))  # noqa: S311 (spreads hosts apart)
-            try:
-                await loop.run_in_executor(self._background, closing(sweep))
-            except (DatabaseError, OSError):
-                # Housekeeping that fails must not take the engine and the lines in flight with it.
-                logger.exception("sweep failed", extra={"action": "sweep_failed"})
 
     async def _db(self, function: Callable[..., T], *args: Any) -> T:
         """Call a function on the database's thread, again and again while the database is away."""

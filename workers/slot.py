@@ -92,6 +92,11 @@ class Slot:
         return self.engine.model if self.engine else None
 
     @property
+    def is_empty(self) -> bool:
+        """Whether no engine runs or sleeps here."""
+        return self.engine is None and not self._sleeping
+
+    @property
     def is_closing(self) -> bool:
         """Whether it is too late to start lines on this engine."""
         return False
@@ -203,6 +208,11 @@ class Slot:
         await asyncio.sleep(DRAIN_LEAST_SECONDS)
         while time.monotonic() < deadline and await self._db(traffic.in_flight, engine.row):
             await asyncio.sleep(DRAIN_LEAST_SECONDS)
+
+    async def clear(self) -> None:
+        """Stop all engines, once live requests on them have ended: the GPU is free."""
+        await self.put_away()
+        await self._stop_sleepers()
 
     async def bury(self) -> None:
         """Clear away an engine that died."""

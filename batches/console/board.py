@@ -4,13 +4,14 @@ from collections.abc import Iterable
 from datetime import timedelta
 from typing import Any
 
-from django.db.models import Count, Sum
+from django.db.models import Sum
 from django.http import HttpRequest
 from django.urls import reverse
 from django.utils import timezone
 from django.utils.safestring import mark_safe
 
 from batches.console import pace
+from batches.console.lists import narrowed
 from batches.console.shown import decorate, description
 from batches.models import Batch, BatchEvent, Sample
 from batches.progress import SAMPLE_SECONDS
@@ -20,7 +21,6 @@ from vbatch_site.console import charts
 from vbatch_site.console.registry import Tile
 
 _HOUR = timedelta(hours=1)
-_DAY = timedelta(hours=24)
 _POINT_SECONDS = 60
 _MODELS = 6
 _ACTIVE_SHOWN = 8
@@ -28,19 +28,17 @@ _EVENTS = 10
 
 
 def tiles() -> Iterable[Tile]:
-    """Return the numbers of batches that matter now."""
+    """Return the numbers of batches that matter now; each leads to the rows that the same question finds."""
     url = reverse("console:batches")
-    now = timezone.now()
-    active = dict(Batch.objects.filter(status__in=ACTIVE).order_by().values_list("status").annotate(n=Count("pk")))
-    running = active.get(BatchStatus.IN_PROGRESS, 0)
-    waiting = Batch.objects.filter(status=BatchStatus.IN_PROGRESS, completed=0, failed=0).count()
-    ended = BatchEvent.objects.filter(at__gte=now - _DAY, status=BatchStatus.FAILED, kind=EventKind.STATUS).count()
-    late = Batch.objects.filter(status__in=ACTIVE, expires_at__lte=now + _HOUR).count()
-    yield Tile("running", running - waiting, f"{url}?status=in_progress", "info" if running - waiting else "")
-    yield Tile("queued", waiting + active.get(BatchStatus.VALIDATING, 0), f"{url}?status=active")
-    yield Tile("finalizing", active.get(BatchStatus.FINALIZING, 0), f"{url}?status=finalizing")
-    yield Tile("failed in 24 h", ended, f"{url}?status=failed", "danger" if ended else "")
-    yield Tile("expiring within 1 h", late, f"{url}?status=active", "warning" if late else "")
+    running, queued, late, failed = (
+        narrowed(name).order_by().count() for name in ("running", "queued", "expiring", "failed")
+    )
+    finalizing = Batch.objects.filter(status=BatchStatus.FINALIZING).count()
+    yield Tile("running", running, f"{url}?only=running", "info" if running else "")
+    yield Tile("queued", queued, f"{url}?only=queued")
+    yield Tile("finalizing", finalizing, f"{url}?status=finalizing")
+    yield Tile("failed in 24 h", failed, f"{url}?only=failed", "danger" if failed else "")
+    yield Tile("expiring within 1 h", late, f"{url}?only=expiring", "warning" if late else "")
 
 
 def throughput(request: HttpRequest) -> dict[str, Any]:

@@ -24,6 +24,7 @@ SHOWN_BYTES = 200_000  # of one request or answer; the whole is one click away
 _GROUPS = 50
 
 _KINDS = {"completed": "Completed", "failed": "Failed"}
+_NAMES = {OUTPUT: "output", ERROR: "error"}
 
 
 @dataclass(slots=True)
@@ -57,15 +58,25 @@ class Lines:
         self.gone = ""
         self._index: LineIndex | None = None
         self._paths: dict[int, str] = {}
+        self._lost: list[str] = []
         if batch.purged_at is None:
             return
         ids = {OUTPUT: batch.output_file_id, ERROR: batch.error_file_id}
-        files = File.objects.visible_to(batch.project).filter(pk__in=[pk for pk in ids.values() if pk]).in_bulk()
-        self._paths = {kind: files[pk].path for kind, pk in ids.items() if pk in files}
+        wanted = {kind: pk for kind, pk in ids.items() if pk}
+        files = File.objects.visible_to(batch.project).filter(pk__in=wanted.values()).in_bulk()
+        self._paths = {kind: files[pk].path for kind, pk in wanted.items() if pk in files}
+        if not wanted:
+            return
+        if not self._paths:
+            self.gone = "The result files of this batch are deleted."
+            return
+        self._lost = [_NAMES[kind] for kind in wanted if kind not in self._paths]
+        if self._lost:
+            self.gone = f"The {self._lost[0]} file of this batch is deleted, and its lines with it."
         try:
             self._index = LineIndex(storage.opened(line_index.name_for(batch.pk)))
         except FileNotFoundError:
-            self.gone = "The result files of this batch are deleted, or older than this page."
+            self.gone = "The result files of this batch are older than this page; they can be downloaded."
 
     def find(self, kind: str, code: str, text: str, start: int) -> tuple[int, list[Entry]]:
         """Return how many lines there are of a kind, and a page of them."""
@@ -78,11 +89,14 @@ class Lines:
         return total, [_entry(row) for row in rows.order_by("line").defer("body")[start : start + PAGE_LINES]]
 
     def _from_index(self, index: LineIndex, kind: str, code: str, text: str, start: int) -> tuple[int, list[Entry]]:
-        if not (kind or code or text):
+        if not (kind or code or text or self._lost):
             return index.count, index.page(start, PAGE_LINES)
         places = index.named(text) if text else None
+        wanted = set(self._paths)
         if kind or code:
-            of_kind = index.in_file(OUTPUT if kind == "completed" else ERROR)
+            wanted &= {OUTPUT if kind == "completed" else ERROR}
+        if len(wanted) < len((OUTPUT, ERROR)):
+            of_kind = [place for file in wanted for place in index.in_file(file)]
             places = of_kind if places is None else sorted(set(places) & set(of_kind))
         places = places or []
         if code:
@@ -93,7 +107,7 @@ class Lines:
         """Return the failures by code, the most frequent first."""
         found: dict[str, Group] = {}
         if self._index is not None:
-            for entry in self._index.at(self._index.in_file(ERROR)):
+            for entry in self._index.at(self._index.in_file(ERROR)) if ERROR in self._paths else []:
                 group = found.setdefault(entry.code, Group(entry.code, 0, "", entry.line))
                 group.count += 1
         elif self.batch.purged_at is None and self.batch.failed:
@@ -127,7 +141,7 @@ class Lines:
                 middle = (low + high) // 2
                 (found,) = self._index.at([middle])
                 if found.line == line:
-                    return found
+                    return found if found.file in self._paths else None
                 low, high = (middle + 1, high) if found.line < line else (low, middle)
             return None
         row = Result.objects.filter(batch=self.batch, line=line).defer("body").first()

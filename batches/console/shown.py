@@ -14,6 +14,7 @@ from vbatch_site.console.roles import Right, may
 # Of the window's time; less than this is left: the page says so in amber.
 _LATE_SHARE = 0.2
 
+CANCELLABLE = (BatchStatus.VALIDATING, BatchStatus.IN_PROGRESS)
 ENDS = ("completed_at", "failed_at", "expired_at", "cancelled_at")
 
 
@@ -65,10 +66,21 @@ def decorate(batch: Batch) -> Batch:
     shown.tone, shown.word, shown.about, shown.seconds = tone(batch), word(batch), description(batch), seconds(batch)
     shown.remaining = max(batch.total - batch.completed - batch.failed, 0)
     shown.active = batch.status in ACTIVE
+    # What a tick in the list is for.
+    shown.may = "cancel" if batch.status in CANCELLABLE else "retry" if not retry_refusal(batch) else ""
     window = (batch.expires_at - batch.created_at).total_seconds()
     left = (batch.expires_at - timezone.now()).total_seconds()
     shown.late = shown.active and left < window * _LATE_SHARE
     return batch
+
+
+def retry_refusal(batch: Batch) -> str:
+    """Return why a batch's failed lines can't run again in a new batch, empty where they can."""
+    if batch.status not in TERMINAL:
+        return "It has not ended."
+    if batch.status == BatchStatus.FAILED:
+        return "Its input is not valid: upload a corrected file."
+    return "" if batch.failed or batch.status != BatchStatus.COMPLETED else "No line of it failed."
 
 
 def actions(batch: Batch, user: Any) -> list[Action]:
@@ -76,7 +88,6 @@ def actions(batch: Batch, user: Any) -> list[Action]:
     if not may(user, Right.OPERATE):
         return []
     ended = f"It is {batch.status.replace('_', ' ')}."
-    cancellable = batch.status in (BatchStatus.VALIDATING, BatchStatus.IN_PROGRESS)
     left = max(batch.total - batch.completed - batch.failed, 0)
     steerable = batch.status in STEERABLE
     found = []
@@ -85,21 +96,20 @@ def actions(batch: Batch, user: Any) -> list[Action]:
     elif batch.status not in TERMINAL:
         found.append(Action("pause", "Pause", "" if steerable else ended))
     if batch.status in TERMINAL:
-        refusal = "" if batch.failed or batch.status != BatchStatus.COMPLETED else "No line of it failed."
-        if batch.status == BatchStatus.FAILED:
-            refusal = "Its input is not valid: upload a corrected file."
         question = "Run the lines that have no answer again?"
         warning = "A new batch runs the lines that failed or never ran, and its files hold all answers of both."
-        found.append(Action("retry", "Retry failed", refusal, question, warning))
+        found.append(Action("retry", "Retry failed", retry_refusal(batch), question, warning))
     question = f"Cancel this batch with {left} lines left?"
     warning = "Finished answers are kept and stay downloadable. The lines left do not run; this can't be undone."
-    found.append(Action("cancel", "Cancel", "" if cancellable else ended, question, warning, danger=True))
+    found.append(
+        Action("cancel", "Cancel", "" if batch.status in CANCELLABLE else ended, question, warning, danger=True)
+    )
     return found
 
 
 def find(batch_id: str) -> Batch:
     """Return a batch of any project, or raise the 404."""
-    return get_object_or_404(Batch.objects.select_related("project"), pk=batch_id.replace("\0", ""))
+    return get_object_or_404(Batch.objects.select_related("project", "api_key"), pk=batch_id.replace("\0", ""))
 
 
 def frame(request: HttpRequest, batch: Batch, tab: str) -> dict[str, Any]:

@@ -144,7 +144,7 @@ def confirm(request: HttpRequest, file_id: str) -> HttpResponseBase:
         body = read_form(form, file.pk)
         creation.read(file.project, body)
         if form.get("create"):
-            batch = creation.create(file.project, body, _claim(file, form.get("once", ""), body))
+            batch = creation.create(file.project, body, _claim(file, form.get("once", ""), body), by=str(request.user))
             say(request, "The batch is created.")
             return back(request, reverse("console:batch", args=[batch.pk]))
     except ApiError as error:

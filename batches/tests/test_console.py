@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
@@ -9,13 +10,14 @@ from typing import Any
 import pytest
 from django.contrib.auth import get_user_model
 from django.contrib.auth.models import Group
+from django.core.files.storage import default_storage
 from django.core.files.uploadedfile import SimpleUploadedFile
 from django.db import connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from batches import line_index
+from batches import line_index, sweep
 from batches.console.results import PAGE_LINES
 from batches.finalize import finalize
 from batches.leases import claim, commit
@@ -23,9 +25,11 @@ from batches.models import Batch, BatchEvent, Result
 from batches.outcome import Outcome
 from batches.states import BatchStatus
 from batches.validate import validate
+from batches.webhooks import endpoints
+from batches.webhooks.models import WebhookDelivery
 from files import uploads
 from files.models import File
-from vbatch_site.models import Project
+from vbatch_site.models import ApiKey, AuditEntry, Project
 from vbatch_site.tests.servers import MODEL, chat_line
 
 pytestmark = pytest.mark.django_db
@@ -330,20 +334,20 @@ def test_the_export_has_the_rows_of_the_list(operator: Client) -> None:
     assert text.splitlines()[1].startswith(f"{batch.pk},in_progress,{MODEL}")
 
 
-def test_deleted_results_leave_a_page_that_says_so(operator: Client) -> None:
+def test_results_without_an_index_leave_a_page_that_says_so(operator: Client) -> None:
     batch = ended(3)
     from files import storage
 
     storage.delete(line_index.name_for(batch.pk))
     page = operator.get(f"/console/batches/{batch.pk}/results")
     assert page.status_code == 200
-    assert "are deleted" in page.content.decode()
+    assert "are older than this page" in page.content.decode()
 
 
 # What a page may ask of the database: sign-in takes 4 (session, user, two for permissions).
 BUDGETS = {
-    "/console/": 22,
-    "/console/batches": 14,
+    "/console/": 24,
+    "/console/batches": 17,
     "/console/batches/{batch}": 18,
     "/console/batches/{batch}/results": 11,
     "/console/batches/{batch}/results/1": 8,
@@ -423,3 +427,173 @@ def test_a_file_opens_at_any_line(operator: Client) -> None:
     file = stored("".join(chat_line(f"line-{i}", f"text {i}") for i in range(1, 40)))
     assert "text 17" in operator.get(f"/console/files/{file.pk}?line=17").content.decode()
     assert "no such line" in operator.get(f"/console/files/{file.pk}?line=70").content.decode()
+
+
+def _keyed(name: str = "nightly") -> tuple[ApiKey, Client]:
+    key, text = ApiKey.issue(Project.default(), name)
+    return key, Client(headers={"Authorization": f"Bearer {text}"})
+
+
+def _sent(api: Client, **fields: Any) -> Any:
+    wanted = {
+        "input_file_id": stored(chat_line("a")).pk,
+        "endpoint": "/v1/chat/completions",
+        "completion_window": "24h",
+    }
+    return api.post("/v1/batches", {**wanted, **fields}, content_type="application/json")
+
+
+def test_no_new_batch_is_taken_while_an_administrator_wants_none() -> None:
+    boss, (_, api) = client_as("administrator"), _keyed()
+    assert client_as("operator").post("/console/system/intake/pause").status_code == 403
+    assert "act-pause-intake" not in client_as("operator").get("/console/system").content.decode()
+    boss.post("/console/system/intake/pause")
+    refused = _sent(api)
+    assert (refused.status_code, refused["retry-after"]) == (503, "30")
+    assert refused.json()["error"]["code"] == "intake_paused"
+    assert not Batch.objects.exists()
+    assert "New batches are not taken" in boss.get("/console/").content.decode()
+    assert "by a administrator" in boss.get("/console/system").content.decode()
+    boss.post("/console/system/intake/resume")
+    assert _sent(api).status_code == 200
+    noted = AuditEntry.objects.filter(actor="a administrator").order_by("id").values_list("action", flat=True)
+    assert list(noted) == ["pause_intake", "resume_intake"]
+
+
+def test_a_batch_and_a_file_show_the_key_or_the_person_that_made_them_and_the_worker_that_has_it(
+    operator: Client,
+) -> None:
+    key, api = _keyed()
+    batch = Batch.objects.get(pk=_sent(api).json()["id"])
+    by_hand = stored(chat_line("a"))
+    form = {"endpoint": "/v1/chat/completions", "completion_window": "24h", "create": "1"}
+    operator.post(f"/console/batches/new/{by_hand.pk}/confirm", form)
+    validate(batch.pk)
+    assert claim(batch.pk, MODEL, "gpu-07-4711") is not None
+    text = operator.get("/console/batches").content.decode()
+    assert ">nightly</span>" in text
+    assert ">a operator</span>" in text
+    assert "/console/workers/gpu-07-4711" in text
+    only = operator.get(f"/console/batches?key={key.pk}").content.decode()
+    assert f"row-{batch.pk}" in only
+    assert only.count('id="row-') == 1
+    keys = operator.get("/console/keys").content.decode()
+    assert re.search(rf'href="/console/batches\?key={key.pk}&amp;from=[\d-]+">1<', keys)
+    assert f"key={key.pk}" in keys
+    assert "nightly" in operator.get(f"/console/batches/{batch.pk}").content.decode()
+
+
+def test_ticked_batches_are_cancelled_or_run_again_in_new_ones(operator: Client) -> None:
+    running, done, good = begun(), ended(4, failing=2), ended(2)
+    page = operator.get("/console/batches").content.decode()
+    assert f'name="cancel" value="{running.pk}"' in page
+    assert f'name="retry" value="{done.pk}"' in page
+    assert f'value="{good.pk}"' not in page
+    operator.post("/console/batches/cancel", {"cancel": [running.pk], "retry": [done.pk]})
+    running.refresh_from_db()
+    assert running.status == BatchStatus.CANCELLING
+    told = operator.post("/console/batches/retry", {"retry": [done.pk, good.pk]}, follow=True).content.decode()
+    assert "1 new batches run" in told
+    assert "1 refused: There is nothing to retry" in told
+    assert Batch.objects.get(continue_from=done.pk).created_by == "a operator"
+    assert client_as("viewer").post("/console/batches/retry", {"retry": [done.pk]}).status_code == 403
+    noted = AuditEntry.objects.filter(action__in=["cancel_batches", "retry_batches"]).values_list(
+        "object_id", flat=True
+    )
+    assert set(noted) == {running.pk, Batch.objects.get(continue_from=done.pk).pk}
+
+
+def test_a_number_that_can_be_clicked_leads_to_the_rows_that_it_counts(operator: Client) -> None:
+    first, second = begun(), begun(metadata={"description": "x"})
+    run(second, 2)
+    Batch.objects.filter(pk=first.pk).update(expires_at=timezone.now() + timedelta(minutes=5))
+    ended(2, failing=2)
+    for address in ("/console/", "/console/batches"):
+        text = operator.get(address).content.decode()
+        links = re.findall(r'href="(/console/batches(?:\?[^"]*)?)" id="(?:tile|choice)[^>]*>(.*?)</a>', text)
+        assert len(links) >= 4
+        for url, inside in links:
+            number = int(re.findall(r"\d+", re.sub(r"<[^>]*>", " ", inside.replace("24 h", "").replace("1 h", "")))[0])
+            rows = operator.get(url.replace("&amp;", "&")).content.decode().count('id="row-')
+            assert rows == number, url
+    # Counts of what other filters leave out would lead astray.
+    assert "vb-count" not in operator.get("/console/batches?failures=1").content.decode()
+
+
+def test_words_are_found_by_their_beginnings_and_pairs_whole(operator: Client) -> None:
+    batch = begun(metadata={"team": "Sales/EMEA", "description": "weekly-report 2024 50% off"})
+    for text, is_found in {
+        "emea": True,
+        "sal report": True,
+        "2024": True,
+        "50%": True,
+        "ekly": False,
+        "team=Sales/EMEA": True,
+        "team=Sales": False,
+        "'); --": False,
+        "\\": False,
+    }.items():
+        page = operator.get("/console/batches", {"q": text}).content.decode()
+        assert (f"row-{batch.pk}" in page) == is_found, text
+
+
+def test_files_say_how_long_they_are_and_who_reads_them(operator: Client) -> None:
+    batch = ended(7, failing=7)
+    other = stored("".join(chat_line(f"l-{i}") for i in range(3)).rstrip("\n"), "quarterly_report.jsonl")
+    lines = dict(File.objects.values_list("pk", "lines"))
+    assert [lines[str(pk)] for pk in (batch.input_file_id, batch.output_file_id, batch.error_file_id)] == [7, 6, 1]
+    assert lines[other.pk] is None
+    assert "<dt>Lines</dt><dd>3</dd>" in operator.get(f"/console/files/{other.pk}").content.decode()
+    for query, shown in {
+        "used=yes": {batch.input_file_id},
+        "used=no": {other.pk, batch.output_file_id, batch.error_file_id},
+        "q=report": {other.pk},
+        "q=uarter": set(),
+        "purpose=batch": {other.pk, batch.input_file_id},
+    }.items():
+        text = operator.get(f"/console/files?{query}").content.decode()
+        assert {pk for pk in lines if f"/console/files/{pk}" in text} == shown, query
+
+
+@pytest.mark.parametrize(("lost", "left"), [("output", 1), ("error", 9)])
+def test_what_is_left_of_the_results_is_shown_when_one_file_is_deleted(operator: Client, lost: str, left: int) -> None:
+    batch = ended(10, failing=10)
+    operator.post(f"/console/files/{getattr(batch, f'{lost}_file_id')}/delete")
+    for _ in range(2):
+        page = operator.get(f"/console/batches/{batch.pk}/results").content.decode()
+        assert f"The {lost} file of this batch is deleted" in page
+        assert re.search(rf"\b{left} lines?\b", page)
+        assert ("It died." in page) == (lost == "output")
+        assert operator.get(f"/console/batches/{batch.pk}/results/10").status_code == (200 if lost == "output" else 404)
+        sweep.delete_unneeded_bytes()
+    operator.post(f"/console/files/{batch.output_file_id}/delete")
+    operator.post(f"/console/files/{batch.error_file_id}/delete")
+    sweep.delete_unneeded_bytes()
+    assert not default_storage.exists(line_index.name_for(batch.pk))
+    assert "are deleted" in operator.get(f"/console/batches/{batch.pk}/results").content.decode()
+
+
+def test_a_page_about_one_thing_takes_few_queries(operator: Client) -> None:
+    batch = ended(2)
+    endpoint, _ = endpoints.create(
+        Project.default(), {"name": "e", "url": "https://example.com/x", "event_types": ["batch.completed"]}
+    )
+    delivery = WebhookDelivery.objects.create(
+        endpoint=endpoint,
+        project=Project.default(),
+        event_type="batch.completed",
+        payload=b"{}",
+        batch_id=batch.pk,
+        give_up_at=timezone.now(),
+    )
+    budgets = {
+        "/console/batches/new": 10,
+        f"/console/batches/new/{batch.input_file_id}": 8,
+        "/console/system": 13,
+        f"/console/webhooks/deliveries/{delivery.pk}": 7,
+    }
+    for url, most in budgets.items():
+        operator.get(url)
+        with CaptureQueriesContext(connection) as captured:
+            assert operator.get(url).status_code == 200
+        assert len(captured) <= most, (url, [query["sql"][:200] for query in captured])

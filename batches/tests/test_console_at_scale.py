@@ -1,29 +1,29 @@
 """Lists stay fast with a hundred thousand batches and a million results in the database."""
 
 import time
+from typing import Any
 
 import pytest
 from django.contrib.auth import get_user_model
 from django.db import connection
 from django.test import Client
 
-from vbatch_site.models import Project
+from vbatch_site.models import ApiKey, Project
 
 pytestmark = [pytest.mark.django_db, pytest.mark.slow]
 
 BATCHES, RESULTS = 100_000, 1_000_000
-SECONDS = 0.1  # of the server, for one list page
-# A text anywhere in the metadata is looked for row by row, and a range of time is one more condition.
-SLOWER = {"/console/batches?q=run 5": 0.25, "/console/batches?status=failed&from=2020-01-01": 0.2}
-SECONDS_OF_ADMIN = 0.6
-TRIES = 8
+# Of the server for one list page, from the request to the whole answer: the best of several, because other tests and
+# the database's own work share the machine. A try within the limit ends it.
+SECONDS = 0.35
+TRIES = 12
 
 _BATCHES = """
-INSERT INTO batches_batch (id, project_id, status, endpoint, input_file_id, completion_window, metadata, default_model,
-    priority, allow_mixed_models, on_invalid_line, continue_from, model, abort_code, abort_message, total, completed,
-    failed, input_tokens, cached_tokens, output_tokens, reasoning_tokens, committed, carried, created_at, expires_at,
-    in_progress_at, finalizing_at, purged_at, rung_at)
-SELECT 'batch_' || lpad(i::text, 12, '0'), %s,
+INSERT INTO batches_batch (id, project_id, api_key_id, status, endpoint, input_file_id, completion_window, metadata,
+    default_model, priority, allow_mixed_models, on_invalid_line, continue_from, model, abort_code, abort_message,
+    total, completed, failed, input_tokens, cached_tokens, output_tokens, reasoning_tokens, committed, carried,
+    created_at, expires_at, in_progress_at, finalizing_at, purged_at, rung_at)
+SELECT 'batch_' || lpad(i::text, 12, '0'), %s, %s,
        (ARRAY['completed','completed','completed','failed','expired','cancelled'])[1 + i %% 6],
        '/v1/chat/completions', 'file-' || i, '24h', jsonb_build_object('description', 'run ' || i), '', 0, false,
        'fail', '', 'model-' || i %% 7, '', '', 10, 9, 1, 1, 1, 1, 0, 10, 0, now() - i * interval '30 seconds',
@@ -44,8 +44,33 @@ SELECT 'file-' || i, %s, 'batch', 'input-' || i || '.jsonl', 1000, 'x/' || i, no
 """
 
 
-def test_list_pages_answer_within_a_tenth_of_a_second() -> None:
-    project = Project.default().pk
+def _fill(cursor: Any, table: str, statement: str, params: list[Any]) -> None:
+    """Fill an empty table as a dump is restored: its indexes are built once, when the rows are there."""
+    cursor.execute(
+        "SELECT conname, pg_get_constraintdef(oid) FROM pg_constraint WHERE contype = 'u' AND conrelid = %s::regclass",
+        [table],
+    )
+    unique = cursor.fetchall()
+    for name, _ in unique:
+        cursor.execute(f"ALTER TABLE {table} DROP CONSTRAINT {name}")
+    cursor.execute(
+        "SELECT indexname, indexdef FROM pg_indexes WHERE tablename = %s AND indexname <> %s", [table, f"{table}_pkey"]
+    )
+    indexes = cursor.fetchall()
+    for name, _ in indexes:
+        cursor.execute(f'DROP INDEX "{name}"')
+    cursor.execute(statement, params)
+    for _, definition in indexes:
+        cursor.execute(definition)
+    for name, definition in unique:
+        cursor.execute(f"ALTER TABLE {table} ADD CONSTRAINT {name} {definition}")
+    cursor.execute(f"ANALYZE {table}")
+
+
+@pytest.fixture
+def operator() -> Client:
+    """A browser of an operator whose server has a hundred thousand batches and a million results."""
+    project, key = Project.default().pk, ApiKey.issue(Project.default(), "nightly")[0].pk
     with connection.cursor() as cursor:
         cursor.execute(
             "SELECT column_name FROM information_schema.columns WHERE table_name = 'batches_batch'"
@@ -53,35 +78,62 @@ def test_list_pages_answer_within_a_tenth_of_a_second() -> None:
         )
         named = _BATCHES.partition("(")[2].partition(")")[0].replace("\n", " ").replace(",", " ").split()
         assert {row[0] for row in cursor.fetchall()} <= set(named), "a new column of a batch has to be named here"
-        cursor.execute(_BATCHES, [project, BATCHES])
-        cursor.execute(_RESULTS, [RESULTS])
-        cursor.execute(_FILES, [project, BATCHES])
-        cursor.execute("ANALYZE batches_batch, batches_result, files_file")
+        # Without looking each batch of a result up.
+        cursor.execute("SET LOCAL session_replication_role = replica")
+        _fill(cursor, "batches_batch", _BATCHES, [project, key, BATCHES])
+        _fill(cursor, "batches_result", _RESULTS, [RESULTS])
+        _fill(cursor, "files_file", _FILES, [project, BATCHES])
+        cursor.execute("SET LOCAL session_replication_role = origin")
     client = Client()
     client.force_login(get_user_model().objects.create_superuser("op", password="x"))
+    return client
+
+
+PAGES = (
+    "/console/batches",
+    "/console/batches?status=completed",
+    "/console/batches?model=model-3&failures=1",
+    "/console/batches?endpoint=/v1/embeddings",
+    "/console/batches?key={key}",
+    "/console/batches?project=default",
+    "/console/batches?project=none",
+    "/console/batches?q=batch_000000077777",
+    "/console/batches?q=run",
+    "/console/batches?q=run 5",
+    "/console/batches?q=run 77777",
+    "/console/batches?q=nowhere",
+    "/console/batches?q=description=run 4711",
+    "/console/batches?status=failed&from=2020-01-01",
+    "/console/batches?only=failed",
+    "/console/batches/batch_000000000007/results",
+    "/console/files",
+    "/console/files?purpose=batch",
+    "/console/files?purpose=other",
+    "/console/files?used=yes",
+    "/console/files?used=no",
+    "/console/files?q=input 4711",
+    "/console/keys",
+    "/console/webhooks",
+    "/console/system",
+    "/console/",
+    "/admin/batches/batch/",
+    "/admin/batches/batch/?q=batch_000000077777",
+    "/admin/batches/result/",
+    "/admin/files/file/",
+)
+
+
+def test_list_pages_answer_within_a_tenth_of_a_second(operator: Client) -> None:
+    key = ApiKey.objects.get().pk
     slow = {}
-    for url in (
-        "/console/batches",
-        "/console/batches?status=completed",
-        "/console/batches?model=model-3&failures=1",
-        "/console/batches?q=batch_000000077777",
-        "/console/batches?q=run 5",
-        "/console/batches?status=failed&from=2020-01-01",
-        "/console/batches/batch_000000000007/results",
-        "/console/files",
-        "/console/files?purpose=batch",
-        "/console/keys",
-        "/console/webhooks",
-        "/console/",
-        "/admin/batches/batch/",
-        "/admin/batches/result/",
-        "/admin/files/file/",
-    ):
-        took = []
+    for url in PAGES:
+        best = 10.0
         for _ in range(TRIES):
             began = time.perf_counter()
-            assert client.get(url).status_code == 200
-            took.append(time.perf_counter() - began)
-        if min(took) > SLOWER.get(url, SECONDS_OF_ADMIN if url.startswith("/admin/") else SECONDS):
-            slow[url] = round(min(took), 3)
+            assert operator.get(url.format(key=key)).status_code == 200
+            best = min(best, time.perf_counter() - began)
+            if best <= SECONDS:
+                break
+        else:
+            slow[url] = round(best, 3)
     assert slow == {}

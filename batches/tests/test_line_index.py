@@ -45,10 +45,10 @@ def test_a_long_name_is_cut_and_no_name_is_found_across_two_records() -> None:
     assert index.named("xb") == []
 
 
-def test_the_index_lies_beside_both_files_and_no_other() -> None:
-    name = line_index.name_for("batch_1")
-    assert line_index.beside("batches/batch_1_output.jsonl") == line_index.beside("batches/batch_1_error.jsonl") == name
-    assert line_index.beside("ab/file-1") is None
+def test_the_index_belongs_to_both_files_and_no_other() -> None:
+    for name in ("batches/batch_1_output.jsonl", "batches/batch_1_error.jsonl"):
+        assert line_index.batch_of(name) == "batch_1"
+    assert line_index.batch_of("ab/file-1") is None
 
 
 def test_why_an_answer_ended_is_read_without_parsing_it() -> None:

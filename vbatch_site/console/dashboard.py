@@ -2,8 +2,10 @@
 
 import shutil
 from collections.abc import Iterable
+from functools import cache
 
 from django.conf import settings
+from django.core import checks
 from django.http import HttpRequest, HttpResponse
 
 from vbatch_site.console import registry
@@ -36,6 +38,16 @@ def warnings() -> Iterable[Notice]:
     free = free_bytes()
     if free is not None and free < _LOW_DISK_BYTES:
         yield Notice(f"Only {free / (1 << 30):.1f} GiB are free for files.", tone="danger")
+
+    for text in _doubts():
+        yield Notice(text)
+
+
+@cache
+def _doubts() -> list[str]:
+    """Return what Django's checks of this installation say; it stays so until the process ends."""
+    found = checks.run_checks()
+    return [str(doubt.msg) for doubt in found if doubt.level >= checks.WARNING and not doubt.is_silenced()]
 
 
 def free_bytes() -> int | None:

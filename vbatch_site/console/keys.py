@@ -10,6 +10,7 @@ from django.urls import reverse
 from django.utils import timezone
 
 from vbatch_site.admin import ROTATION_OVERLAP
+from vbatch_site.console import registry
 from vbatch_site.console.pages import back, complain, page, say, show
 from vbatch_site.console.roles import Right
 from vbatch_site.console.tables import Query, newest_first
@@ -64,8 +65,10 @@ def _list(request: HttpRequest, form: KeyForm, *, status: int = 200) -> HttpResp
     if query["q"]:
         rows = rows.filter(name__icontains=query["q"])
     listed = newest_first(rows, query)
+    uses = registry.key_uses([key.pk for key in listed.rows])
     for key in listed.rows:
         key.word, key.tone = state_of(key)
+        key.use = uses.get(key.pk)
     context = {
         "title": "API keys",
         "query": query,

@@ -55,10 +55,21 @@ class Section:
     wide: bool
 
 
+@dataclass(frozen=True, slots=True)
+class KeyUse:
+    """What a key did lately."""
+
+    batches: str  # in 30 days; a number, or that and a plus
+    url: str
+    running: int
+
+
 _tiles: list[Callable[[], Iterable[Tile]]] = []
 _warnings: list[Callable[[], Iterable[Notice]]] = []
 _components: list[Callable[[], Iterable[Component]]] = []
 _panels: list[Panel] = []
+_controls: list[Panel] = []
+_key_uses: list[Callable[[list[int]], dict[int, KeyUse]]] = []
 
 
 def add_tiles(provider: Callable[[], Iterable[Tile]]) -> None:
@@ -82,6 +93,16 @@ def add_panel(panel: Panel) -> None:
     _panels.sort(key=lambda known: known.order)
 
 
+def add_control(panel: Panel) -> None:
+    """Add a section to the system page: something that can be switched there."""
+    _controls.append(panel)
+
+
+def add_key_uses(provider: Callable[[list[int]], dict[int, KeyUse]]) -> None:
+    """Name the function that knows what keys did, by their ids."""
+    _key_uses.append(provider)
+
+
 def tiles() -> list[Tile]:
     """Return all rooms' numbers."""
     return [tile for provider in _tiles for tile in provider()]
@@ -100,3 +121,13 @@ def components() -> list[Component]:
 def sections(request: HttpRequest) -> list[Section]:
     """Return all rooms' panels with their data."""
     return [Section(panel.template, panel.build(request), panel.wide) for panel in _panels]
+
+
+def controls(request: HttpRequest) -> list[Section]:
+    """Return all rooms' sections of the system page with their data."""
+    return [Section(panel.template, panel.build(request), panel.wide) for panel in _controls]
+
+
+def key_uses(ids: list[int]) -> dict[int, KeyUse]:
+    """Return what these keys did."""
+    return {key: use for provider in _key_uses for key, use in provider(ids).items()}

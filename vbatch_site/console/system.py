@@ -1,12 +1,14 @@
 """The system page: which parts of the installation are up, and what waits for them."""
 
+import time
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any
 
 from django.conf import settings
 from django.db import DatabaseError, connection
 from django.db.migrations.executor import MigrationExecutor
-from django.db.models import Max
+from django.db.models import Count, Max, Min, Q
 from django.http import HttpRequest, HttpResponse
 from django.urls import reverse
 from django.utils import timezone
@@ -19,6 +21,7 @@ from vbatch_site.console.registry import Component
 from vbatch_site.templatetags.console import size
 
 _SILENT_SECONDS = 300  # several times what lies between two runs of the schedule
+_MIGRATIONS_SECONDS = 60  # between two looks at the migrations, which read a hundred files
 
 
 @page()
@@ -29,6 +32,7 @@ def system(request: HttpRequest) -> HttpResponse:
         "components": registry.components(),
         "queues": _queues(),
         "facts": _facts(),
+        "controls": registry.controls(request),
         "seconds": DASHBOARD_SECONDS,
     }
     return show(request, "console/site/system.html", context, part="console/site/_system.html")
@@ -55,9 +59,14 @@ def _database() -> Component:
 
 
 def _migrations() -> Component:
-    executor = MigrationExecutor(connection)
-    pending = len(executor.migration_plan(executor.loader.graph.leaf_nodes()))
+    pending = _pending(int(time.monotonic() // _MIGRATIONS_SECONDS))
     return Component("Migrations", "down" if pending else "up", f"{pending} pending" if pending else "all applied")
+
+
+@lru_cache(maxsize=1)
+def _pending(minute: int) -> int:
+    executor = MigrationExecutor(connection)
+    return len(executor.migration_plan(executor.loader.graph.leaf_nodes()))
 
 
 def _clusters() -> Iterable[Component]:
@@ -76,13 +85,18 @@ def _clusters() -> Iterable[Component]:
 
 
 def _queues() -> list[dict[str, Any]]:
-    """Return each queue's length and the tasks that a worker has taken."""
+    """Return each queue's length, the tasks that a worker has taken, and how long the first has waited."""
     now = timezone.now()
-    rows: dict[str, dict[str, Any]] = {}
-    for key, lock in OrmQ.objects.values_list("key", "lock").order_by("key")[:10_000]:
-        row = rows.setdefault(key, {"name": key, "ready": 0, "taken": 0})
-        row["taken" if lock and lock > now else "ready"] += 1
-    return [rows.get(name, {"name": name, "ready": 0, "taken": 0}) for name in sorted({"default", "gpu", *rows})]
+    # A task that nobody took has the moment in which it was queued for the end of its lock.
+    ready = Q(lock__lte=now)
+    found = (
+        OrmQ.objects.order_by()
+        .values("key")
+        .annotate(ready=Count("pk", filter=ready), taken=Count("pk", filter=~ready), oldest=Min("lock", filter=ready))
+    )
+    rows = {row["key"]: {**row, "name": row["key"]} for row in found}
+    empty = {"ready": 0, "taken": 0, "oldest": None}
+    return [rows.get(name, {"name": name, **empty}) for name in sorted({"default", "gpu", *rows})]
 
 
 def _facts() -> list[tuple[str, str]]:

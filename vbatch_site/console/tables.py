@@ -1,9 +1,11 @@
 """Lists: filters and pages that live in the URL, and cost the same on page one and on page one thousand."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode
 
+from django.db import connection
 from django.db.models import Q, QuerySet
 from django.http import HttpRequest
 from django.utils import timezone
@@ -11,6 +13,7 @@ from django.utils.dateparse import parse_datetime
 
 PAGE_ROWS = 50
 MAX_TEXT = 200  # characters of a search
+MOST_COUNTED = 1000  # rows for one number of a filter; where there are more, the page says so
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +25,7 @@ class Choice:
     count: int | None
     url: str
     on: bool
+    more: bool = False  # than the count
 
 
 class Query:
@@ -58,13 +62,53 @@ class Query:
         text = urlencode({k: v for k, v in values.items() if v})
         return f"{self.path}?{text}" if text else self.path
 
-    def choices(self, name: str, options: dict[str, str], counts: dict[str, int] | None = None) -> list[Choice]:
-        """Return the values of one filter, "all" first; counts may be missing where they would be dear."""
-        rows = [Choice("", "All", sum(counts.values()) if counts else None, self.at(**{name: ""}), name not in self)]
-        for value, label in options.items():
-            count = None if counts is None else counts.get(value, 0)
-            rows.append(Choice(value, label, count, self.at(**{name: value}), self[name] == value))
+    def only(self, name: str) -> bool:
+        """Whether nothing else is chosen but a place in the list: then plain counts are what a link leads to."""
+        return not self.values.keys() - {name, "before", "page", "sort"}
+
+    def choices(
+        self, name: str, options: dict[str, str], counts: dict[str, int] | None = None, *, bounded: bool = False
+    ) -> list[Choice]:
+        """Return the values of one filter, "all" first; counts may be missing, or be those of `bounded_counts`."""
+        wanted = {"": "All", **options}
+        known = {**counts, "": counts.get("", sum(counts.values()))} if counts is not None else {}
+        rows = []
+        for value, label in wanted.items():
+            count = known.get(value, 0) if counts is not None else None
+            more = bounded and count is not None and count > MOST_COUNTED
+            url, on = self.at(**{name: value}), self[name] == value
+            rows.append(Choice(value, label, MOST_COUNTED if more else count, url, on, more))
         return rows
+
+
+def bounded_counts(table: str, wanted: Mapping[str, Sequence[Any]], where: str = "true") -> dict[str, dict[Any, int]]:
+    """Return how many rows have each of some values of indexed columns, MOST_COUNTED + 1 for all that is more.
+
+    One query; it reads at most a thousand entries of an index for a value, however large the table is. The names and
+    the condition are our own text.
+    """
+    found: dict[str, dict[Any, int]] = {column: dict.fromkeys(values, 0) for column, values in wanted.items()}
+    asked = [(column, values) for column, values in wanted.items() if values]
+    if not asked:
+        return found
+    parts = []
+    for column, values in asked:
+        kind = "bigint" if isinstance(values[0], int) else "text"
+        parts.append(
+            f"SELECT '{column}', v::text, (SELECT count(*) FROM (SELECT 1 FROM {table} WHERE {column} = v AND {where}"  # noqa: S608
+            f" LIMIT {MOST_COUNTED + 1}) few) FROM unnest(%s::{kind}[]) v"
+        )
+    with connection.cursor() as cursor:
+        cursor.execute(" UNION ALL ".join(parts), [list(values) for _, values in asked])
+        counts = {(column, text): n for column, text, n in cursor.fetchall()}
+    return {column: {value: counts[column, str(value)] for value in values} for column, values in wanted.items()}
+
+
+def counted(name: str, count: int | None) -> str:
+    """Return an option's text with its count, as `bounded_counts` has it."""
+    if count is None:
+        return name
+    return f"{name} ({MOST_COUNTED:,}+)" if count > MOST_COUNTED else f"{name} ({count:,})"
 
 
 @dataclass(frozen=True, slots=True)

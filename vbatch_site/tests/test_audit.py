@@ -1,15 +1,18 @@
 """The audit: who did what to which object, by whatever road, and nobody can change it."""
 
+import json
 from datetime import timedelta
 from typing import Any
 
 import pytest
 from django.contrib.auth import get_user_model
 from django.core.management import call_command
-from django.db import DatabaseError, transaction
+from django.db import DatabaseError, connection, transaction
 from django.test import Client
 from django.utils import timezone
 
+from batches.models import Batch
+from files.models import File
 from vbatch_site import audit
 from vbatch_site.models import ApiKey, AuditEntry, Project
 from vbatch_site.tests.test_tenancy import API_ROUTES, _batch, _file
@@ -48,6 +51,32 @@ def test_what_a_key_does_is_noted_under_its_prefix_and_the_operations_name() -> 
     wanted = {"bytes": 0, "filename": "f", "mime_type": "text/plain", "purpose": "vision"}
     upload = api.post("/v1/uploads", wanted, content_type="application/json").json()
     assert _last() == {**who, "action": "createUpload", "object_id": upload["id"]}
+
+
+def test_a_change_and_its_note_stand_or_fall_together() -> None:
+    project = Project.objects.create(name="tenant")
+    key, text = ApiKey.issue(project, "app")
+    api = Client(headers={"Authorization": f"Bearer {text}"})
+    file_id, batch_id = _file(project), _batch(project)
+    File.objects.update(purpose="batch")
+    wanted = {"input_file_id": file_id, "endpoint": "/v1/chat/completions", "completion_window": "24h"}
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "ALTER TABLE vbatch_site_auditentry ADD CONSTRAINT none CHECK (actor NOT LIKE 'key %%') NOT VALID"
+        )
+    for method, path, body in (
+        ("DELETE", f"/v1/files/{file_id}", {}),
+        ("POST", f"/v1/batches/{batch_id}/cancel", {}),
+        ("POST", f"/v1/batches/{batch_id}/pause", {}),
+        ("POST", "/v1/batches", wanted),
+    ):
+        with transaction.atomic():
+            refused = api.generic(method, path, json.dumps(body), content_type="application/json")
+        assert refused.status_code == 503, path
+    batch = Batch.objects.get()
+    assert (batch.pk, batch.status, batch.paused_at, batch.events.count()) == (batch_id, "validating", None, 1)
+    assert File.objects.get(pk=file_id).deleted_at is None
+    assert key.is_live(timezone.now())
 
 
 def test_what_changes_nothing_is_not_noted() -> None:

@@ -5,20 +5,23 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from django.conf import settings
+from django.db import transaction
 from django.db.models import Count, Sum
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404
 from django.urls import reverse
 from django.utils import timezone
 
-from batches.models import Sample, Shard
+from batches.models import Batch, Sample, Shard
 from batches.samples import stretch
 from batches.states import ShardState
+from vbatch_site import audit
 from vbatch_site.console.pages import DASHBOARD_SECONDS, back, page, say, show
 from vbatch_site.console.registry import Component, Notice
 from vbatch_site.console.roles import Right, may
-from workers import gpus
-from workers.models import ENDED_SERVICES, ServedModel, Service, ServiceState, Worker
+from workers import catalogue, gpus
+from workers.console.telling import load_refusal, unload_refusal, worker_actions
+from workers.models import ENDED_SERVICES, ServedModel, Service, ServiceState, Wanted, Worker
 
 # A worker beats every two seconds; three misses are a busy machine, more are silence.
 _SILENT_SECONDS = 8
@@ -49,6 +52,12 @@ def _state(worker: Worker, engine: Service | None, works: bool, now: datetime) -
     silent = (now - worker.seen_at).total_seconds()
     if silent > _SILENT_SECONDS:
         return ("gone", "none") if silent > _GONE.total_seconds() else ("silent", "danger")
+    if worker.wanted == Wanted.UNLOAD:
+        return "unloading", "info"
+    if worker.wanted == Wanted.DRAIN:
+        return ("draining", "info") if works else ("drained", "warning")
+    if worker.wanted == Wanted.STOP:
+        return ("stopping", "info") if works or engine is not None else ("off", "warning")
     if engine is not None and engine.state in (ServiceState.STARTING, ServiceState.BUILDING, ServiceState.PENDING):
         return "loading", "info"
     if works:
@@ -66,24 +75,41 @@ def living(limit: int = _WORKERS_SHOWN) -> list[Worker]:
 def _with_work(rows: list[Worker], now: datetime) -> list[Worker]:
     ids = [row.pk for row in rows]
     engines: dict[str, Service] = {}
-    for service in Service.objects.filter(worker__in=ids).exclude(state__in=ENDED_SERVICES).select_related("model"):
-        engines[str(service.worker_id)] = service
+    live = Service.objects.filter(worker__in=ids).exclude(state__in=ENDED_SERVICES)
+    for service in live.select_related("model", "provenance"):
+        # Of the engines that a worker has, one is awake.
+        if service.worker_id not in engines or service.state != ServiceState.SLEEPING:
+            engines[str(service.worker_id)] = service
     held: dict[str, list[str]] = {}
     leases = Shard.objects.filter(state=ShardState.LEASED, holder__in=ids, lease_expires_at__gt=now)
-    for holder, batch_id in leases.values_list("holder", "batch_id").distinct():
+    for holder, batch_id in leases.order_by().values_list("holder", "batch_id").distinct():
         held.setdefault(holder, []).append(batch_id)
+    batches = Batch.objects.only("total", "completed", "failed").in_bulk(
+        {pk for found in held.values() for pk in found}
+    )
+    faults = Service.objects.filter(worker__in=ids, state=ServiceState.FAILED).order_by("worker", "-created_at")
+    errors = dict(faults.distinct("worker").values_list("worker", "error"))
     for worker in rows:
         shown: Any = worker
         shown.engine = engines.get(worker.pk)
-        shown.batches = held.get(worker.pk, [])
+        shown.version = _version(shown.engine)
+        shown.batches = [batches[pk] for pk in sorted(held.get(worker.pk, [])) if pk in batches]
+        shown.error = errors.get(worker.pk, "")
         shown.word, shown.tone = _state(worker, shown.engine, bool(shown.batches), now)
+        shown.alive = shown.word not in ("stopped", "gone", "silent")
     return rows
+
+
+def _version(engine: Service | None) -> str:
+    facts = engine.provenance.facts if engine and engine.provenance else {}
+    return f"{facts.get('engine', '')} {facts.get('engine_version') or ''}".strip()
 
 
 def strip(request: HttpRequest) -> dict[str, Any]:
     """Return the dashboard's workers."""
     rows = living()
-    return {"workers": rows, "alive": sum(_is_alive(row) for row in rows)}
+    idle = sum(row.wanted != Wanted.WORK for row in rows if _is_alive(row))
+    return {"workers": rows, "alive": sum(_is_alive(row) for row in rows), "drained": idle}
 
 
 def graphics(request: HttpRequest) -> dict[str, Any]:
@@ -92,7 +118,7 @@ def graphics(request: HttpRequest) -> dict[str, Any]:
 
 
 def _is_alive(worker: Any) -> bool:
-    return worker.word not in ("stopped", "gone", "silent")
+    return bool(worker.alive)
 
 
 def warnings() -> Iterable[Notice]:
@@ -101,6 +127,8 @@ def warnings() -> Iterable[Notice]:
     url = reverse("console:workers")
     if not any(_is_alive(row) for row in rows):
         yield Notice("No worker is alive: nothing runs.", url, "danger")
+    elif all(row.wanted in (Wanted.DRAIN, Wanted.STOP) for row in rows if _is_alive(row)):
+        yield Notice("Every worker is drained or off: nothing new runs.", url)
     silent = sum(row.word == "silent" for row in rows)  # type: ignore[attr-defined]
     if silent:
         yield Notice("A worker is silent." if silent == 1 else f"{silent} workers are silent.", url)
@@ -124,9 +152,12 @@ def components() -> Iterable[Component]:
 @page()
 def workers(request: HttpRequest) -> HttpResponse:
     """Show workers, GPUs and engines."""
+    rows: Any = living()
+    for row in rows:
+        row.actions = worker_actions(row, request.user)
     context = {
         "title": "Workers and GPUs",
-        "workers": living(),
+        "workers": rows,
         "gpus": gpus.look(),
         "engines": [
             _toned(row) for row in Service.objects.select_related("model", "worker").order_by("-created_at")[:_RECENT]
@@ -147,12 +178,14 @@ def _toned(service: Service) -> Service:
 @page()
 def worker(request: HttpRequest, worker_id: str) -> HttpResponse:
     """Show one worker: its engines, and the end of its engine's log to those who may see prompts."""
-    found = get_object_or_404(Worker, pk=worker_id)
+    found: Any = get_object_or_404(Worker.objects.select_related("load"), pk=worker_id)
     _with_work([found], timezone.now())
     sees = may(request.user, Right.PROMPTS)
     context = {
         "title": found.pk,
         "worker": found,
+        "actions": worker_actions(found, request.user),
+        "leases": Shard.objects.filter(holder=found.pk).defer("lines").order_by("-pk")[:_RECENT],
         "engines": [_toned(row) for row in found.services.select_related("model")[:_RECENT]],
         "log": _log_tail(found.pk) if sees else None,
         "sees": sees,
@@ -193,11 +226,17 @@ def models(request: HttpRequest) -> HttpResponse:
         name: (count or 0) - (done or 0)
         for name, count, done in open_shards.values_list("model").annotate(c=Sum("count"), d=Sum("done"))
     }
+    takers: Any = [w for w in living() if w.alive and w.wanted == Wanted.WORK]  # type: ignore[attr-defined]
     for row in rows:
         shown: Any = row
         shown.loaded = loaded.get(row.pk, [])
         shown.day = day.get(row.name, 0)
         shown.waiting = waiting.get(row.name, 0)
+        shown.quantization = catalogue.quantization(row)
+        has_it = {service.worker_id for service in shown.loaded}
+        shown.takers = [taker for taker in takers if taker.pk not in has_it]
+        shown.load_refusal = load_refusal(row, len(shown.takers))
+        shown.unload_refusal = unload_refusal(shown.waiting)
     counts = dict(ServedModel.objects.order_by().values_list("enabled").annotate(n=Count("pk")))
     context = {"title": "Models", "models": rows, "enabled": counts.get(True, 0)}
     return show(request, "console/workers/models.html", context)
@@ -208,6 +247,8 @@ def switch(request: HttpRequest, pk: int) -> HttpResponse:
     """Enable or disable a model."""
     found = get_object_or_404(ServedModel, pk=pk)
     enabled = request.POST.get("enabled") == "1"
-    ServedModel.objects.filter(pk=pk).update(enabled=enabled)
+    with transaction.atomic():
+        ServedModel.objects.filter(pk=pk).update(enabled=enabled)
+        audit.note_change()
     say(request, f"{found.name} is {'enabled' if enabled else 'disabled'}.")
     return back(request, reverse("console:models"))

@@ -10,7 +10,8 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from workers import gpus
+from vbatch_site.models import AuditEntry
+from workers import gpus, registry, steering
 from workers.models import ServedModel, Service, Worker
 
 pytestmark = pytest.mark.django_db
@@ -102,4 +103,55 @@ def test_a_page_takes_the_same_few_queries_for_1_row_as_for_20(url: str) -> None
         with CaptureQueriesContext(connection) as captured:
             assert viewer.get(url).status_code == 200
         counts.append(len(captured))
-    assert counts[0] == counts[1] <= 12
+    assert counts[0] == counts[1] <= 13
+
+
+def test_a_worker_is_told_by_administrators_only_and_in_its_row() -> None:
+    worker("w-1")
+    boss, page = client_as("administrator"), "/console/workers"
+    assert client_as("operator").post(f"{page}/w-1/drain").status_code == 403
+    assert "act-drain-w-1" not in client_as("operator").get(page).content.decode()
+    for action, wanted, shown in (("drain", "drain", "drained"), ("stop", "stop", "off"), ("resume", "", "idle")):
+        assert f'id="act-{action}-w-1"' in boss.get(page).content.decode() or action == "stop"
+        assert boss.post(f"{page}/w-1/{action}").status_code == 303
+        assert Worker.objects.get().wanted == wanted
+        assert f">{shown}<" in boss.get(page).content.decode()
+        entry = AuditEntry.objects.get(action="worker_action", object_id=f"w-1 {action}")
+        assert (entry.actor, entry.via) == ("a administrator", "console")
+    assert boss.post(f"{page}/w-1/other").status_code == 404
+    worker("w-2", 60)
+    assert 'aria-disabled="true" title="It is silent."' in boss.get(page).content.decode()
+    Worker.objects.update(stopped_at=timezone.now())
+    assert "has ended" in boss.post(f"{page}/w-1/drain", follow=True).content.decode()
+
+
+def test_a_model_is_loaded_on_a_worker_and_unloaded_where_nothing_waits_for_it() -> None:
+    model = ServedModel.objects.filter(enabled=True).earliest("pk")
+    boss = client_as("administrator")
+    url = f"/console/models/{model.pk}/load"
+    assert "No worker is free to load it." in boss.get("/console/models").content.decode()
+    slot = worker("w-1")
+    assert "No worker is free to load it." not in boss.get("/console/models").content.decode()
+    assert client_as("operator").post(url, {"worker": "w-1"}).status_code == 403
+    boss.post(url, {"worker": "w-1"})
+    slot.refresh_from_db()
+    assert (slot.load, slot.wanted) == (model, "")
+    assert steering.beat("w-1").model == model.name
+    Service.objects.create(model=model, worker=slot, state="running")
+    assert steering.beat("w-1") == steering.Orders()
+    assert "/console/workers/w-1/unload" in boss.get("/console/models").content.decode()
+    boss.post("/console/workers/w-1/unload")
+    assert steering.beat("w-1").frees_gpu({})
+    Service.objects.update(state="completed")
+    assert steering.beat("w-1").takes_work
+    ServedModel.objects.update(enabled=False)
+    assert "It is disabled." in boss.post(url, {"worker": "w-1"}, follow=True).content.decode()
+
+
+def test_a_model_that_a_drained_worker_has_is_loaded_elsewhere() -> None:
+    slot = worker("w-1")
+    model = ServedModel.objects.earliest("pk")
+    Service.objects.create(model=model, worker=slot, state="running")
+    assert registry.facts("w-2")[1] == {model.name: 1}
+    steering.drain("w-1")
+    assert registry.facts("w-2")[1] == {}

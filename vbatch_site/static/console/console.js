@@ -109,6 +109,12 @@
     setTimeout(() => { button.classList.remove("vb-copied"); button.title = title; }, 1500);
   }
 
+  // A box is for one kind of action; the empty kind is all of them.
+  function selected(kind) {
+    const boxes = [...document.querySelectorAll("input[data-select]:checked")];
+    return boxes.filter((box) => !kind || box.dataset.select === kind).length;
+  }
+
   document.addEventListener("click", (event) => {
     const button = event.target.closest("button");
     if (!button) return;
@@ -117,7 +123,7 @@
     } else if (button.dataset.open) {
       const dialog = document.getElementById(button.dataset.open);
       const named = dialog.querySelector("[data-selected-count]");
-      if (named) named.textContent = document.querySelectorAll("input[data-select]:checked").length;
+      if (named) named.textContent = selected(named.dataset.selectedCount);
       dialog.showModal();
     } else if (button.dataset.close !== undefined) {
       button.closest("dialog").close();
@@ -130,10 +136,10 @@
       for (const box of document.querySelectorAll("input[data-select]")) box.checked = event.target.checked;
     }
     if (event.target.matches("input[data-select], input[data-select-all]")) {
-      const count = document.querySelectorAll("input[data-select]:checked").length;
       for (const place of document.querySelectorAll("[data-when-selected]")) {
+        const count = selected(place.dataset.whenSelected);
         place.hidden = count === 0;
-        const number = place.querySelector("[data-number]");
+        const number = place.dataset.whenSelected && place.querySelector("[data-number]");
         if (number) number.textContent = count;
       }
       tick();

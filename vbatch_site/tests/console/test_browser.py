@@ -153,6 +153,37 @@ def test_a_service_is_started_from_a_recipe_and_cancelled(page: Page, server: Se
     assert watch.faults == []
 
 
+def test_maintenance_is_prepared_and_ticked_rows_are_not_updated_away(page: Page, server: Server) -> None:
+    watch = Watch(page, server)
+    sign_in(page, server)
+    page.get_by_role("link", name="System").first.click()
+    page.locator("#act-pause-intake").click()
+    page.locator("#pause-intake").get_by_role("button", name="Take none").click()
+    expect(page.locator(".vb-notes")).to_contain_text("New batches are not taken")
+    page.locator("#act-resume-intake").click()
+    expect(page.locator("#act-pause-intake")).to_be_visible()
+
+    page.get_by_role("link", name="Workers and GPUs").first.click()
+    page.locator("[id^=act-stop-]:not([aria-disabled])").click()
+    expect(page.locator("dialog[open]")).to_contain_text("Stop this worker after what it has in hand?")
+    page.locator("dialog[open]").get_by_role("button", name="Back").click()
+    page.locator("[id^=act-drain-]:not([aria-disabled])").click()
+    page.locator("[id^=act-resume-]:not([aria-disabled])").click()
+    expect(page.locator(".vb-notes")).to_contain_text("takes work again")
+
+    page.goto(f"http://127.0.0.1:{server.port}/console/batches")
+    cancel, retry = page.locator("input[data-select=cancel]"), page.locator("input[data-select=retry]")
+    cancel.first.check()
+    retry.first.check()
+    expect(page.locator("#batches [data-updated]")).to_have_text("Updates paused")
+    page.get_by_role("button", name="Retry what failed in 1 selected").click()
+    expect(page.locator("#retry-selected-title")).to_have_text("Retry 1 batches?")
+    page.locator("#retry-selected").get_by_role("button", name="Back").click()
+    cancel.first.uncheck()
+    expect(page.get_by_role("button", name=re.compile("^Cancel"))).to_be_hidden()
+    assert watch.faults == []
+
+
 def test_an_upload_goes_on_after_the_connection_broke(page: Page, server: Server, tmp_path: Path) -> None:
     sign_in(page, server)
     file = tmp_path / "large.jsonl"

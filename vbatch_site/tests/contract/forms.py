@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from batches.line_index import beside
+from batches.line_index import batch_of, name_for
 from vbatch_site.tests.servers import Server, wait_until
 
 Answer = tuple[int, dict[str, str], Any]
@@ -78,7 +78,7 @@ def assert_nothing_left(server: Server) -> None:
         rows = server.query("SELECT path FROM files_file UNION SELECT path FROM files_uploadpart")
         known = {path for (path,) in rows}
         # The index of a batch's lines lies beside its files and goes with them.
-        return stored <= known | {beside(path) for path in known}
+        return stored <= known | {name_for(batch_id) for path in known if (batch_id := batch_of(path))}
 
     # A batch of another test that is being finalized has its file for a moment before it has the row.
     wait_until(every_file_has_a_row, 10)
