@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import json
 import math
+import operator
 import random
 import statistics
 import sys
@@ -42,6 +43,11 @@ VLLM = {
     "VLLM_CPU_KVCACHE_SPACE": "2",
     "HF_HUB_OFFLINE": "1",
 }
+
+
+def say(text: str) -> None:
+    """Tell how far it is: a run on a slow machine takes a quarter of an hour."""
+    sys.stderr.write(f"{time.strftime('%H:%M:%S')} {text}\n")
 
 
 def percentile(values: list[float], part: float) -> float:
@@ -93,10 +99,10 @@ async def measure_proxy(server: Server, engine_url: str, engine_key: str, rounds
     async with Target(server.base_url, server.key) as proxy, Target(f"{engine_url}/v1", engine_key) as straight:
         times: dict[Target, list[float]] = {proxy: [], straight: []}
         for i in range(rounds + 10):
-            for target, found in times.items():
+            for target in (proxy, straight)[:: 1 if i % 2 else -1]:
                 seconds = await target.chat(chat(i, max_tokens=2))
                 if i >= 10:
-                    found.append(seconds)
+                    times[target].append(seconds)
         streams = [asyncio.create_task(proxy.chat(chat(i, max_tokens=60, ignore_eos=True))) for i in range(STREAMS)]
         await asyncio.sleep(3)
         still_open = sum(not task.done() for task in streams)
@@ -106,8 +112,8 @@ async def measure_proxy(server: Server, engine_url: str, engine_key: str, rounds
     return {
         "straight_ms": direct,
         "through_ms": through,
-        "added_ms": through - direct,
-        # On a machine that is busy with other things the median measures those.
+        # What else the machine does falls on both of a pair.
+        "added_ms": statistics.median(map(operator.sub, times[proxy], times[straight])) * 1000,
         "least_added_ms": (min(times[proxy]) - min(times[straight])) * 1000,
         "streams_open": still_open,
         "threads": threads,
@@ -172,12 +178,14 @@ async def measure_sharing(server: Server, count: int, rate: float, idle_seconds:
     async with Target(server.base_url, server.key) as target:
         await target.chat(chat(0))
         alone = await asyncio.to_thread(run_batch, server, lines())
+        say(f"batch alone: {alone:.2f} lines a second")
         people = People(target, rate)
         living = asyncio.create_task(people.run())
         await asyncio.sleep(2)
         began = time.monotonic()
         await asyncio.sleep(idle_seconds)
         mixed = time.monotonic()
+        say(f"people alone: 99th percentile {percentile(people.between(began, mixed), 0.99) * 1000:.0f} ms")
         beside = await asyncio.to_thread(run_batch, server, lines())
         ended = time.monotonic()
         people.set()
