@@ -20,7 +20,7 @@ class Rows:
     def __init__(self) -> None:
         self._pool = AsyncConnectionPool(
             env_str("DATABASE_URL"),
-            kwargs={"autocommit": True},
+            kwargs={"autocommit": True, "application_name": "vbatch live"},
             min_size=LEAST_CONNECTIONS,
             max_size=MOST_CONNECTIONS,
             timeout=CONNECT_SECONDS,

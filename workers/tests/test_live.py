@@ -179,6 +179,29 @@ def test_a_model_that_only_a_project_runs_is_there_for_that_project_alone(server
         server.query("UPDATE workers_service SET project_id = NULL RETURNING 1")
 
 
+def test_a_revoked_key_and_a_lost_database_connection_are_noticed_by_the_next_request(server: Server) -> None:
+    key = server.manage("create_api_key", "short", "--scopes", "live")
+    assert server.request("POST", CHAT, _chat(), key=key)[0] == 200
+    cut = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'vbatch live'"
+    assert server.query(f"{cut} AND datname = current_database()")
+    assert server.request("POST", CHAT, _chat(), key=key)[0] == 200
+    server.execute("UPDATE vbatch_site_apikey SET scopes = '{batches}' WHERE prefix = %s", key[:12])
+    refusal = server.request("POST", CHAT, _chat(), key=key)
+    assert_refused(refusal, 403, code="missing_scope")
+    server.execute("UPDATE vbatch_site_apikey SET revoked_at = now() WHERE prefix = %s", key[:12])
+    assert_refused(server.request("POST", CHAT, _chat(), key=key), 401, code="invalid_api_key")
+
+
+def test_a_live_request_counts_against_its_projects_rate(server: Server) -> None:
+    key = server.manage("create_api_key", "limited", "--project", "limited")
+    server.execute("UPDATE vbatch_site_project SET requests_per_minute = 1 WHERE name = 'limited'")
+    status, headers, _ = server.request("POST", CHAT, _chat(), key=key)
+    assert (status, headers["x-ratelimit-remaining-requests"]) == (200, "0")
+    answer = server.request("POST", CHAT, _chat(), key=key)
+    assert_refused(answer, 429, code="rate_limit_exceeded")
+    assert 50 <= int(answer[1]["retry-after"]) <= 60
+
+
 # Of requests, one straight and one through the proxy: at first, and at most when the machine is busy with other things.
 PAIRS, MOST_PAIRS = 100, 500
 
