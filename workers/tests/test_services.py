@@ -104,10 +104,10 @@ def test_a_recipe_name_alone_starts_a_service_that_answers_and_is_cancelled_by_a
 def test_a_service_outlives_the_server_and_is_found_again(tmp_path: Path) -> None:
     server = Server(tmp_path / "home")
     with server:
-        made = [start(server), start(server)]
-        first, second = (running(server, service["id"]) for service in made)
+        made = [start(server) for _ in range(3)]
+        first, second, third = (running(server, service["id"]) for service in made)
         before = server.service_processes()
-        assert len(before) == 6  # of each: the job, its engine's guard, the engine
+        assert len(before) == 9  # of each: the job, its engine's guard, the engine
         # The web server and the clusters die, and the supervisor with them, while the services hang below one.
         for process in server.tree():
             if process not in before and process.is_running():
@@ -116,11 +116,7 @@ def test_a_service_outlives_the_server_and_is_found_again(tmp_path: Path) -> Non
         server.process.wait(20)
     try:
         server.start()
-        assert get(server, f"services/{first['id']}")["endpoint"] == first["endpoint"]
-        server.stop()
-        assert all(process.is_running() for process in before)
-        server.start()
-        for service in (first, second):
+        for service in (first, second, third):
             assert running(server, service["id"])["endpoint"] == service["endpoint"]
         assert call(server, "POST", f"vllm/{first['id']}/prompt", {"prompt": "hello"})[0] == 200
 
@@ -133,6 +129,11 @@ def test_a_service_outlives_the_server_and_is_found_again(tmp_path: Path) -> Non
         wait_until(lambda: get(server, f"services/{second['id']}")["status"] == "failed", 20)
         assert get(server, f"services/{second['id']}")["error"] == "Its process was killed."
         wait_until(lambda: not engine.is_running(), 20)
+
+        # An end in good order leaves it running too.
+        engine = engine_of(server, third)
+        server.stop()
+        assert engine.is_running()
     finally:
         server.stop()
         server.kill_services()
