@@ -72,9 +72,9 @@ class Target:
 
     def __init__(self, base_url: str, key: str) -> None:
         self.url = f"{base_url}/chat/completions"
-        self.session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0), headers={"Authorization": f"Bearer {key}"}
-        )
+        # uvicorn closes what was idle for five seconds, at times just as a request goes out on it.
+        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=3)
+        self.session = aiohttp.ClientSession(connector=connector, headers={"Authorization": f"Bearer {key}"})
 
     async def __aenter__(self) -> "Target":
         return self
