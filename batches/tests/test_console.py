@@ -579,6 +579,8 @@ def test_a_page_about_one_thing_takes_few_queries(operator: Client) -> None:
         Project.default(), {"name": "e", "url": "https://example.com/x", "event_types": ["batch.completed"]}
     )
     delivery = WebhookDelivery.objects.create(
+        id="whd_1",
+        event_id="evt_1",
         endpoint=endpoint,
         project=Project.default(),
         event_type="batch.completed",
