@@ -25,8 +25,9 @@ bench: samples
 	@scripts/bench
 
 # Every page of the console, in both themes and at two widths, in the folder OUT; needs Debian's chromium.
+# README's picture: make screenshots OUT=docs/images ONLY=console
 screenshots: samples
-	@$(PYTHON) -m vbatch_site.tests.screens $(or $(OUT),screenshots)
+	@$(PYTHON) -m vbatch_site.tests.screens $(or $(OUT),screenshots) $(ONLY)
 
 # docs/reference.md, from the OpenAPI document.
 reference: setup

@@ -48,9 +48,9 @@ class BatchAdmin(ReadOnlyAdmin):
     @display(  # type: ignore[untyped-decorator]  # Unfold ships no types
         description="Status", ordering="status", label={status.value: COLOURS[status] for status in BatchStatus}
     )
-    def state(self, obj: Batch) -> str:
-        """Show the state in its colour."""
-        return obj.status
+    def state(self, obj: Batch) -> tuple[str, str]:
+        """Show the state in its colour, without the underscore."""
+        return obj.status, obj.status.replace("_", " ")
 
     @display(description="Console")  # type: ignore[untyped-decorator]
     def page(self, obj: Batch) -> str:

@@ -12,11 +12,11 @@ from django.utils.safestring import mark_safe
 
 from batches.console import pace
 from batches.console.lists import narrowed
-from batches.console.shown import decorate, description
+from batches.console.shown import decorate, description, event_tone, event_word
 from batches.models import Batch, BatchEvent, Sample
 from batches.progress import SAMPLE_SECONDS
 from batches.samples import stretch
-from batches.states import ACTIVE, COLOURS, BatchStatus, EventKind
+from batches.states import ACTIVE, BatchStatus, EventKind
 from vbatch_site.console import charts
 from vbatch_site.console.registry import Tile
 
@@ -96,7 +96,5 @@ def events(request: HttpRequest) -> dict[str, Any]:
     rows = list(BatchEvent.objects.select_related("batch").order_by("-id")[:_EVENTS])
     for row in rows:
         shown: Any = row
-        is_state = row.kind == EventKind.STATUS
-        shown.word, shown.tone = (row.status, COLOURS[BatchStatus(row.status)]) if is_state else (row.kind, "none")
-        shown.about = description(row.batch)
+        shown.word, shown.tone, shown.about = event_word(row), event_tone(row), description(row.batch)
     return {"events": rows}

@@ -11,10 +11,9 @@ from batches import retrying, steering
 from batches.console import pace
 from batches.console.hooks import told
 from batches.console.results import Lines
-from batches.console.shown import decorate, find, frame
+from batches.console.shown import decorate, event_tone, event_word, find, frame
 from batches.models import Batch, BatchEvent, StaleTransition
 from batches.serializers import batch_dicts
-from batches.states import COLOURS, BatchStatus, EventKind
 from batches.webhooks.models import WebhookDelivery
 from files.models import File
 from vbatch_site.console.pages import ACTIVE_SECONDS, back, complain, error_text, page, say, show
@@ -25,13 +24,6 @@ _ERRORS_SHOWN = 200
 _SHARDS_SHOWN = 50
 _EVENTS_SHOWN = 200
 _DELIVERIES_SHOWN = 20
-
-_TOLD = {
-    EventKind.PAUSE: "paused",
-    EventKind.RESUME: "resumed",
-    EventKind.PRIORITY: "priority",
-    EventKind.RETRY: "retried",
-}
 
 
 @page()
@@ -62,14 +54,12 @@ def _timeline(events: list[BatchEvent]) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     before = None
     for event in events:
-        kind = EventKind(event.kind)
-        is_state = kind == EventKind.STATUS
         found.append(
             {
                 "at": event.at,
                 "gap": (event.at - before).total_seconds() if before else None,
-                "word": event.status if is_state else _TOLD.get(kind, kind.value),
-                "tone": COLOURS[BatchStatus(event.status)] if is_state else "none",
+                "word": event_word(event),
+                "tone": event_tone(event),
                 "reason": event.reason,
             }
         )

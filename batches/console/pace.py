@@ -38,8 +38,7 @@ def add(batches: Sequence[Batch]) -> None:
 
 def _left(eta: Span, now: float) -> str:
     """Return the time that is left as a range, in one unit where both ends share it."""
-    first = charts.duration(max(eta.earliest - now, 1)).split()
-    last = charts.duration(max(eta.latest - now, 1)).split()
+    first, last = (charts.roughly(max(at - now, 1), eta.latest - now).split() for at in eta)
     if first[1:] == last[1:] and len(first) == 2:
         return f"{first[0]} to {last[0]} {last[1]}" if first[0] != last[0] else f"about {last[0]} {last[1]}"
     return f"{' '.join(first)} to {' '.join(last)}"

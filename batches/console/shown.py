@@ -7,14 +7,23 @@ from django.http import HttpRequest
 from django.shortcuts import get_object_or_404
 from django.utils import timezone
 
-from batches.models import Batch
-from batches.states import ACTIVE, COLOURS, STEERABLE, TERMINAL, BatchStatus
+from batches.models import Batch, BatchEvent
+from batches.states import ACTIVE, COLOURS, STEERABLE, TERMINAL, BatchStatus, EventKind
 from vbatch_site.console.roles import Right, may
 
 # Of the window's time; less than this is left: the page says so in amber.
 _LATE_SHARE = 0.2
 
 CANCELLABLE = (BatchStatus.VALIDATING, BatchStatus.IN_PROGRESS)
+
+# What a person told a batch, in words.
+_TOLD = {
+    EventKind.PAUSE: "paused",
+    EventKind.RESUME: "resumed",
+    EventKind.PRIORITY: "priority",
+    EventKind.RETRY: "retried",
+}
+
 ENDS = ("completed_at", "failed_at", "expired_at", "cancelled_at")
 
 
@@ -41,6 +50,17 @@ def word(batch: Batch) -> str:
     """Return a batch's state in words."""
     paused = batch.paused_at is not None and batch.status in STEERABLE
     return f"{batch.status}, paused" if paused else batch.status
+
+
+def event_word(event: BatchEvent) -> str:
+    """Return what happened to a batch, in a word."""
+    kind = EventKind(event.kind)
+    return event.status if kind == EventKind.STATUS else _TOLD.get(kind, kind.value)
+
+
+def event_tone(event: BatchEvent) -> str:
+    """Return the colour of what happened to a batch."""
+    return COLOURS[BatchStatus(event.status)] if event.kind == EventKind.STATUS else "none"
 
 
 def description(batch: Batch) -> str:

@@ -75,10 +75,10 @@ def throughput(
         parts.append(f'<line class="vb-plot-grid" x1="{_LEFT}" x2="{WIDTH}" y1="{at:.1f}" y2="{at:.1f}"/>')
         text = short(top * fraction)
         parts.append(f'<text class="vb-plot-text" x="{_LEFT - 6}" y="{at + 3:.1f}" text-anchor="end">{text}</text>')
-    for moment, text in ticks:
+    for place, (moment, text) in enumerate(ticks):
         anchor = "end" if x(moment) > WIDTH - 30 else "start" if x(moment) < _LEFT + 12 else "middle"
         parts.append(
-            f'<text class="vb-plot-text" x="{x(moment):.1f}" y="{HEIGHT - 3}" '
+            f'<text class="vb-plot-text{" vb-plot-odd" if place % 2 else ""}" x="{x(moment):.1f}" y="{HEIGHT - 3}" '
             f'text-anchor="{anchor}">{escape(text)}</text>'
         )
     if series:
@@ -105,8 +105,16 @@ def clock_ticks(start: float, end: float, count: int = 4) -> list[tuple[float, s
     for i in range(count + 1):
         at = start + span * i / count
         back = end - at
-        found.append((at, "now" if back < 1 else f"-{duration(back)}"))
+        found.append((at, "now" if back < 1 else f"\u2212{roughly(back, span)}"))
     return found
+
+
+def roughly(seconds: float, scale: float) -> str:
+    """Return a length of time as exactly as lengths of some scale are worth: no seconds in what takes ten minutes."""
+    for least, step in ((36_000, 1800), (600, 60)):
+        if scale >= least:
+            return duration(max(round(seconds / step), 1) * step)
+    return duration(seconds)
 
 
 def duration(seconds: float) -> str:

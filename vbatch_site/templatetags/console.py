@@ -182,6 +182,22 @@ def pretty(value: Any) -> str:
 
 
 @register.filter
+def plain(value: Any) -> str:
+    """Return a fact as a person would write it: a list as its words, a switch as yes or no."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list | tuple):
+        return " ".join(str(item) for item in value)
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else str(value)
+
+
+@register.filter
+def words(name: str) -> str:
+    """Return a field's name in words."""
+    return name.replace("_", " ")
+
+
+@register.filter
 def get(mapping: dict[str, Any], key: str) -> Any:
     """Return a mapping's value."""
     return mapping.get(key)

@@ -4,6 +4,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from playwright.sync_api import Browser, Page, sync_playwright
@@ -80,6 +81,15 @@ def _shoot(page: Page, url: str, to: Path) -> None:
     page.set_viewport_size(size)
 
 
+def shoot_for_readers(browser: Browser, server: Server, world: dict[str, str], to: Path) -> None:
+    """Write the picture that README shows: a batch in progress."""
+    context = browser.new_context(viewport={"width": 1400, "height": 960}, color_scheme="light")
+    page = context.new_page()
+    sign_in(page, server)
+    _shoot(page, f"http://127.0.0.1:{server.port}/console/batches/{world['in_progress']}", to)
+    context.close()
+
+
 _GPUS = """#!/bin/sh
 echo "0, NVIDIA H100 80GB HBM3, 71340, 81559, 93, 61"
 echo "1, NVIDIA H100 80GB HBM3, 68211, 81559, 88, 58"
@@ -101,14 +111,17 @@ def main() -> None:
     out = Path(sys.argv[1] if len(sys.argv) > 1 else "screenshots")
     only = set(sys.argv[2:])
     out.mkdir(parents=True, exist_ok=True)
-    home = out.resolve() / ".home"
-    settings: dict[str, Any] = {"VBATCH_SIM_LINES_PER_SECOND": "20", "VBATCH_GPU_WORKERS": "1"}
-    settings["PATH"] = _pretend_gpus(home.parent / ".bin")
-    with Server(home, **settings) as server:
-        world = furnish(server, chat_line)
-        world["in_progress"] = lengthen(server, chat_line)
-        with sync_playwright() as playwright, chromium(playwright) as browser:
-            shoot(browser, server, world, out, only)
+    with TemporaryDirectory() as folder:
+        home = Path(folder)
+        settings: dict[str, Any] = {"VBATCH_SIM_LINES_PER_SECOND": "20", "VBATCH_GPU_WORKERS": "1"}
+        settings["PATH"] = _pretend_gpus(home / "bin")
+        with Server(home / "server", **settings) as server:
+            world = furnish(server, chat_line)
+            world["in_progress"] = lengthen(server, chat_line)
+            with sync_playwright() as playwright, chromium(playwright) as browser:
+                shoot(browser, server, world, out, only)
+                if not only or "console" in only:
+                    shoot_for_readers(browser, server, world, out / "console.png")
     sys.stdout.write(f"{len(list(out.glob('*.png')))} pictures in {out}\n")
 
 

@@ -126,7 +126,7 @@ from batches.samples import stretch
 now, chance = timezone.now(), Random(7)
 b = Batch.objects.get(pk={batch!r})
 began, done, tokens = stretch(now - timedelta(minutes=38)), 0, 0
-for i in range(38 * 6 - 2):
+for i in range(38 * 6 - 1):
     rate = 19 + 3 * sin(i / 31) + chance.gauss(0, 0.7)
     if 70 <= i < 78:
         rate = 1 if i > 72 else 0
@@ -149,6 +149,11 @@ b.events.filter(status="in_progress").update(at=began)
 for kind, i in (("pause", 70), ("resume", 78)):
     at = began + timedelta(seconds=10 * i)
     BatchEvent.objects.create(batch=b, at=at, kind=kind, status="in_progress", reason="by boss")
+rows = [*BatchEvent.objects.order_by("at", "id")]
+BatchEvent.objects.all().delete()
+for row in rows:
+    row.pk = None
+BatchEvent.objects.bulk_create(rows)
 other = Batch.objects.get(status="finalizing")
 for i in range(60, 200):
     lines = int(10 * (41 + 6 * sin(i / 17) + chance.gauss(0, 1.5)))

@@ -36,11 +36,12 @@
   }
   setInterval(tick, 1000);
 
-  // Someone who selects rows or answers a question must not lose it to an update.
+  // Someone who selects rows, types or answers a question must not lose it to an update.
   function busy() {
     return document.hidden
       || document.querySelector("dialog[open]") !== null
-      || document.querySelector("[data-live] input[data-select]:checked") !== null;
+      || document.querySelector("[data-live] input[data-select]:checked") !== null
+      || document.activeElement.matches("[data-live] :is(input:not([type=checkbox]), select, textarea)");
   }
 
   document.addEventListener("htmx:beforeRequest", (event) => {
