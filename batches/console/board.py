@@ -16,7 +16,7 @@ from batches.console.shown import decorate, description, event_tone, event_word
 from batches.models import Batch, BatchEvent, Sample
 from batches.progress import SAMPLE_SECONDS
 from batches.samples import stretch
-from batches.states import ACTIVE, BatchStatus, EventKind
+from batches.states import ACTIVE, BatchStatus
 from vbatch_site.console import charts
 from vbatch_site.console.registry import Tile
 

@@ -86,7 +86,9 @@ def shoot_for_readers(browser: Browser, server: Server, world: dict[str, str], t
     context = browser.new_context(viewport={"width": 1400, "height": 960}, color_scheme="light")
     page = context.new_page()
     sign_in(page, server)
-    _shoot(page, f"http://127.0.0.1:{server.port}/console/batches/{world['in_progress']}", to)
+    page.goto(f"http://127.0.0.1:{server.port}/console/batches/{world['in_progress']}")
+    page.wait_for_load_state("networkidle")
+    page.screenshot(path=to)
     context.close()
 
 
@@ -117,11 +119,12 @@ def main() -> None:
         settings["PATH"] = _pretend_gpus(home / "bin")
         with Server(home / "server", **settings) as server:
             world = furnish(server, chat_line)
+            server.wait(world["in_progress"], 120)
             world["in_progress"] = lengthen(server, chat_line)
             with sync_playwright() as playwright, chromium(playwright) as browser:
-                shoot(browser, server, world, out, only)
                 if not only or "console" in only:
                     shoot_for_readers(browser, server, world, out / "console.png")
+                shoot(browser, server, world, out, only)
     sys.stdout.write(f"{len(list(out.glob('*.png')))} pictures in {out}\n")
 
 

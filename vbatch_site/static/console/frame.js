@@ -13,7 +13,8 @@
     const words = [...control.childNodes].filter((node) => node !== icon).map((node) => node.textContent).join(" ").trim();
     const known = NAMES[icon?.textContent.trim()];
     if (control.matches("[x-on\\:click*='openUserLinks']")) {
-      control.setAttribute("aria-label", `Account of ${words.split(/\s+/).pop()}`);
+      // Its text, the user's name, names it.
+      control.title = "Account";
       control.setAttribute("aria-haspopup", "true");
     } else if (known && !words) control.setAttribute("aria-label", known);
   }
