@@ -363,7 +363,7 @@ def test_the_fastapi_application_keeps_what_webhooks_and_polls_tell_it(server: S
         assert app.results(job) == []
         assert (app.job(job)["status"], app.job(job)["error"][:7]) == ("failed", "line 2:")
 
-        refused = app.submit("{}")
+        refused = app.submit("")
         assert (refused.status_code, refused.json()["detail"]) == (
             400,
             "Invalid file format for Batch API. Must be .jsonl",
