@@ -1,22 +1,49 @@
 """Batches in the admin."""
 
 from collections.abc import Callable
+from functools import cache
+from typing import Any
 
 from django.contrib import admin, messages
 from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.urls import reverse
 from django.utils.html import format_html
+from django.utils.safestring import SafeString, mark_safe
 from unfold.decorators import display
+from unfold.utils import display_for_label
 
 from batches import steering
 from batches.models import Batch, BatchEvent, Provenance, Result, Sample, Shard, StaleTransition
 from batches.states import COLOURS, BatchStatus
+from batches.validation import ENDPOINTS
 from batches.webhooks import admin as webhooks
 from vbatch_site.admin import ReadOnlyAdmin
 
 # Importing it registers what is in it.
 __all__ = ["webhooks"]
+
+
+class OfEndpoint(admin.SimpleListFilter):
+    """Batches of one endpoint. Not Django's own filter: that looks through all batches for what to offer."""
+
+    title = "endpoint"
+    parameter_name = "endpoint"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        """Offer what a batch may ask for."""
+        return [(name, name) for name in ENDPOINTS]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Batch]) -> QuerySet[Batch]:
+        """Keep those of the chosen one."""
+        return queryset.filter(endpoint=self.value()) if self.value() else queryset
+
+
+@cache
+def _label(status: str) -> SafeString:
+    """Return a state in its colour, rendered once; a list has few different ones."""
+    colours = {known.value: COLOURS[known] for known in BatchStatus}
+    return mark_safe(display_for_label((status, status.replace("_", " ")), "-", colours))  # noqa: S308 (Unfold's own markup of our own words)
 
 
 @admin.register(Batch)
@@ -38,19 +65,17 @@ class BatchAdmin(ReadOnlyAdmin):
         "project",
     ]
     list_display += ["created_at", "page"]
-    list_filter = ["status", "endpoint", "project"]
+    list_filter = ["status", OfEndpoint, "project"]
     list_select_related = ["project"]
     # Whole values and beginnings: a text somewhere in a million rows is not found in time.
     search_fields = ["id__startswith", "model__exact", "input_file_id__exact"]
     search_help_text = "The beginning of an id, a model's name, or an input file's id"
     actions = ["cancel", "pause", "resume"]
 
-    @display(  # type: ignore[untyped-decorator]  # Unfold ships no types
-        description="Status", ordering="status", label={status.value: COLOURS[status] for status in BatchStatus}
-    )
-    def state(self, obj: Batch) -> tuple[str, str]:
+    @display(description="Status", ordering="status")  # type: ignore[untyped-decorator]  # Unfold ships no types
+    def state(self, obj: Batch) -> SafeString:
         """Show the state in its colour, without the underscore."""
-        return obj.status, obj.status.replace("_", " ")
+        return _label(obj.status)
 
     @display(description="Console")  # type: ignore[untyped-decorator]
     def page(self, obj: Batch) -> str:

@@ -1,11 +1,13 @@
 """Projects and keys in the admin; and the bases that the other rooms' admin classes share."""
 
 from datetime import timedelta
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from django import forms
 from django.conf import settings
 from django.contrib import admin, messages
+from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.contrib.auth.admin import GroupAdmin, UserAdmin
 from django.contrib.auth.models import Group, User
 from django.core.paginator import Paginator
@@ -14,11 +16,12 @@ from django.db.models import Model, QuerySet
 from django.http import HttpRequest
 from django.utils import timezone
 from django.utils.functional import cached_property
-from django.utils.html import format_html
+from django.utils.html import conditional_escape, format_html
+from django.utils.safestring import SafeString, mark_safe
 from django_q.admin import FailAdmin, QueueAdmin, ScheduleAdmin, TaskAdmin
 from django_q.models import Failure, OrmQ, Schedule, Success
 from django_q.tasks import async_task
-from unfold.admin import ModelAdmin
+from unfold.admin import ModelAdmin, checkbox
 from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationForm
 from unfold.widgets import UnfoldAdminCheckboxSelectMultipleWidget
 
@@ -62,12 +65,24 @@ class EstimatingPaginator(AnyPaginator):
         return estimate if estimate > 10_000 else int(query.count())
 
 
+_ANY_ROW = "any-row"
+
+
+@cache
+def _box() -> str:
+    return str(checkbox.render(ACTION_CHECKBOX_NAME, _ANY_ROW))
+
+
 class SiteAdmin(ModelAdmin):  # type: ignore[misc]  # Unfold ships no types
     """What every list here has in common."""
 
     show_full_result_count = False
     paginator = EstimatingPaginator
     list_per_page = 50
+
+    def action_checkbox(self, obj: Model) -> SafeString:
+        """Return the box that ticks a row: Unfold's, rendered once and not for each row."""
+        return mark_safe(_box().replace(_ANY_ROW, conditional_escape(str(obj.pk))))  # noqa: S308 (escaped here)
 
     def has_operate_permission(self, request: HttpRequest) -> bool:
         """Return whether the user may steer; actions ask for it by name."""
@@ -83,6 +98,7 @@ class ReadOnlyAdmin(SiteAdmin):
 
     # Sorted by what has an index and by nothing else. Unfold works a column's links out anew for each cell.
     sortable_by: tuple[str, ...] = ()
+    list_per_page = 25
     unread: tuple[str, ...] = ()  # fields that may be large and that no list shows
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:

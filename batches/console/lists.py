@@ -41,6 +41,7 @@ _STATUSES = {
     **{status.value: status.value.replace("_", " ").capitalize() for status in BatchStatus},
 }
 
+_IDS = ("batch_", "file-")
 _BEGUN = Q(completed__gt=0) | Q(failed__gt=0)
 
 
@@ -166,10 +167,11 @@ def batches(request: HttpRequest) -> HttpResponse:
     """List batches."""
     query = Query(request, *_FILTERS, "before")
     rows = filtered(query)
+    by_words = bool(query["q"]) and not query["q"].startswith(_IDS)
     if query["status"] or query["only"]:
-        listed = newest_first(rows, query)
+        listed = newest_first(rows, query, by_words=by_words)
     else:
-        listed = newest_first(rows.filter(status__in=TERMINAL), query)
+        listed = newest_first(rows.filter(status__in=TERMINAL), query, by_words=by_words)
         if "before" not in query:
             active = list(rows.filter(status__in=ACTIVE).order_by("-created_at", "-pk")[:_LISTED_ACTIVE])
             listed = Page([*active, *listed.rows], listed.older, listed.newest)

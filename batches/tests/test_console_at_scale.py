@@ -2,6 +2,7 @@
 
 import time
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from django.contrib.auth import get_user_model
@@ -15,7 +16,7 @@ pytestmark = [pytest.mark.django_db, pytest.mark.slow]
 BATCHES, RESULTS = 100_000, 1_000_000
 # Of the server for one list page, from the request to the whole answer: the best of several, because other tests and
 # the database's own work share the machine. A try within the limit ends it.
-SECONDS = 0.35
+SECONDS = 0.1
 TRIES = 12
 
 _BATCHES = """
@@ -123,6 +124,12 @@ PAGES = (
 )
 
 
+def _served(browser: Client, url: str) -> int:
+    """Answer a request as the server does, without the copies of contexts that a test's client keeps."""
+    path, _, query = url.partition("?")
+    return int(browser.handler(browser._base_environ(PATH_INFO=path, QUERY_STRING=quote(query, "=&/"))).status_code)
+
+
 def test_list_pages_answer_within_a_tenth_of_a_second(operator: Client) -> None:
     key = ApiKey.objects.get().pk
     slow = {}
@@ -130,7 +137,7 @@ def test_list_pages_answer_within_a_tenth_of_a_second(operator: Client) -> None:
         best = 10.0
         for _ in range(TRIES):
             began = time.perf_counter()
-            assert operator.get(url.format(key=key)).status_code == 200
+            assert _served(operator, url.format(key=key)) == 200
             best = min(best, time.perf_counter() - began)
             if best <= SECONDS:
                 break

@@ -93,7 +93,7 @@ def files(request: HttpRequest) -> HttpResponse:
             rows = narrow(rows, query["used"] == "yes")
     if text := query["q"]:
         rows = rows.filter(pk__startswith=text) if text.startswith("file-") else search(rows, "filename", text)
-    listed = newest_first(rows, query)
+    listed = newest_first(rows, query, by_words=bool(text) and not text.startswith("file-"))
     used: dict[str, int] = {}
     for count in _counters:
         for pk, n in count([file.pk for file in listed.rows]).items():
