@@ -2,6 +2,7 @@
 
 from batches import wire
 from batches.models import Batch, Result
+from batches.outcome import Outcome
 from vbatch_site.openai import ids
 
 
@@ -10,9 +11,9 @@ def line_id(batch: Batch, position: int) -> str:
     return ids.derived_id("batch_req", int(batch.created_at.timestamp()), f"{batch.pk}:{position}".encode())
 
 
-def line_of(batch: Batch, result: Result) -> bytes:
+def line_of(batch: Batch, position: int, result: Result | Outcome) -> bytes:
     """Return a result as one line of a file (contract.md 4.1)."""
-    name = line_id(batch, result.position)
+    name = line_id(batch, position)
     if result.error_code:
         number = None if result.attempts else result.line
         return wire.error_line(name, result.custom_id, result.error_code, result.error_message, number)

@@ -19,6 +19,7 @@ from batches.line_index import Entry as IndexedLine
 from batches.locks import batch_lock
 from batches.models import Batch, Result, ResultIndex, Shard, StaleTransition
 from batches.ordering import Entry
+from batches.outcome import Outcome
 from batches.planning import PlannedLine, in_file_order
 from batches.states import BatchStatus
 from batches.validation import parse_line
@@ -114,31 +115,31 @@ def _write_lines(
     committed = Batch.objects.values_list("committed", flat=True).get(pk=batch.pk)
     plan = in_file_order(Shard.objects.filter(batch=batch).values_list("lines", flat=True))
     results = _results(batch.pk)
-    result = next(results, None)
+    nothing: tuple[int, Outcome | None] = (0, None)
+    position, result = next(results, nothing)
     with _InputLines(batch) as source:
         for line in plan:
             if result is None or result.line != line.number:
                 left += 1
-                position = committed + left
-                name = answers.line_id(batch, position)
+                name = answers.line_id(batch, committed + left)
                 custom_id = source.custom_id(line)
                 text = wire.error_line(name, custom_id, *left_error)
-                place = IndexedLine(line.number, ERROR, errors.size, len(text), line.offset, line.length)
-                index.append(line_index.pack(place._replace(code=left_error[0], custom_id=custom_id)))
-                errors.add(position, text)
+                indexed = IndexedLine(line.number, ERROR, errors.size, len(text), line.offset, line.length)
+                index.append(line_index.pack(indexed._replace(code=left_error[0], custom_id=custom_id)))
+                errors.add(committed + left, text)
                 # A line that the engine could not be had for failed; one that was cancelled or too late did not.
                 totals.failed += bool(batch.abort_code)
                 continue
             target = output if result.succeeded else errors
-            text = answers.line_of(batch, result)
+            text = answers.line_of(batch, position, result)
             index.append(line_index.pack(_indexed(line, result, target.size, len(text))))
-            target.add(result.position, text)
+            target.add(position, text)
             _count(totals, result)
-            result = next(results, None)
+            position, result = next(results, nothing)
     return totals, left
 
 
-def _indexed(line: PlannedLine, result: Result, offset: int, length: int) -> IndexedLine:
+def _indexed(line: PlannedLine, result: Outcome, offset: int, length: int) -> IndexedLine:
     return IndexedLine(
         line=line.number,
         file=OUTPUT if result.succeeded else ERROR,
@@ -158,7 +159,7 @@ def _indexed(line: PlannedLine, result: Result, offset: int, length: int) -> Ind
     )
 
 
-def _count(totals: _Totals, result: Result) -> None:
+def _count(totals: _Totals, result: Outcome) -> None:
     if not result.succeeded:
         totals.failed += 1
         return
@@ -169,12 +170,16 @@ def _count(totals: _Totals, result: Result) -> None:
     totals.usage.reasoning_tokens += result.reasoning_tokens
 
 
-def _results(batch_id: str) -> Iterator[Result]:
-    """Yield a batch's results by line number, a chunk in memory at a time."""
+def _results(batch_id: str) -> Iterator[tuple[int, Outcome]]:
+    """Yield a batch's results and their positions by line number, a chunk in memory at a time."""
+    # Rows and not objects: there are 50,000 of them, and a person waits.
+    rows = Result.objects.filter(batch_id=batch_id).order_by("line").values_list("position", *Outcome._fields)
     last = 0
-    while chunk := list(Result.objects.filter(batch_id=batch_id, line__gt=last).order_by("line")[:_CHUNK]):
-        yield from chunk
-        last = chunk[-1].line
+    while chunk := list(rows.filter(line__gt=last)[:_CHUNK]):
+        for position, *fields in chunk:
+            result = Outcome(*fields)
+            yield position, result
+            last = result.line
 
 
 class _InputLines:

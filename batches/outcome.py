@@ -24,4 +24,9 @@ class Outcome(NamedTuple):
     @property
     def succeeded(self) -> bool:
         """Whether the line belongs in the output file."""
-        return self.status_code == 200
+        return self.status_code == 200 and not self.error_code
+
+    @property
+    def failure_code(self) -> str:
+        """Why the line failed: our code, or the engine's status; empty when it succeeded."""
+        return self.error_code or ("" if self.succeeded else f"http_{self.status_code}")

@@ -65,7 +65,7 @@ class Reader:
         if self._index is None and not self._is_validating():
             found, size = [], 0
             for result in self._rows(after)[: min(limit, CHUNK_LINES)].iterator(chunk_size=50):
-                found.append(Numbered(result.position, line_of(self.batch, result)))
+                found.append(Numbered(result.position, line_of(self.batch, result.position, result)))
                 size += len(found[-1].line)
                 if size > CHUNK_BYTES:
                     break

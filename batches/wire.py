@@ -1,6 +1,7 @@
 """Lines of output and error files, as contract.md 4.1 has them. Pure: no Django.
 
-The engine's answer goes in as the bytes it sent: it is never parsed and written again.
+The engine's answer goes in as the bytes it sent: it is never parsed and written again. Only the three characters that
+many readers take for the end of a line are escaped in it.
 """
 
 import msgspec
@@ -80,13 +81,26 @@ def one_line(body: bytes) -> bytes:
     return body if b"\n" not in body and b"\r" not in body else msgspec.json.format(body, indent=-1)
 
 
+# U+0085, U+2028 and U+2029 in UTF-8. JSON lets them stand in strings, and nowhere else, as they are; but there
+# str.splitlines() ends a line, and so do the iter_lines() of the official SDK and of the HTTP library below it.
+_LINE_ENDS = ((b"\xc2\x85", b"\\u0085"), (b"\xe2\x80\xa8", b"\\u2028"), (b"\xe2\x80\xa9", b"\\u2029"))
+
+
+def _whole(line: bytes) -> bytes:
+    """Return a line without what some readers would break it at."""
+    for character, escaped in _LINE_ENDS:
+        if character in line:
+            line = line.replace(character, escaped)
+    return line
+
+
 def _head(line_id: str, custom_id: str | None) -> bytes:
     return b'{"id":"' + line_id.encode() + b'","custom_id":' + _encode(custom_id)
 
 
 def response_line(line_id: str, custom_id: str | None, status_code: int, request_id: str, body: bytes) -> bytes:
     """Return the line of a request that the engine answered, with whatever status."""
-    return b"%b,%b%d,%b%b,%b%b%b" % (
+    line = b"%b,%b%d,%b%b,%b%b%b" % (
         _head(line_id, custom_id),
         b'"response":{"status_code":',
         status_code,
@@ -96,9 +110,10 @@ def response_line(line_id: str, custom_id: str | None, status_code: int, request
         body,
         b'},"error":null}\n',
     )
+    return _whole(line)
 
 
 def error_line(line_id: str, custom_id: str | None, code: str, message: str, line: int | None = None) -> bytes:
     """Return the line of a request that got no answer; a bad line names its number, because its id may be none."""
     error = _encode({"code": code, "message": message, **({} if line is None else {"line": line})})
-    return b'%b,"response":null,"error":%b}\n' % (_head(line_id, custom_id), error)
+    return _whole(b'%b,"response":null,"error":%b}\n' % (_head(line_id, custom_id), error))

@@ -133,7 +133,7 @@ def warm(source: Path, folder: Path) -> float:
 
     ensure_url()
     home = _home(folder)
-    server = Server(home, VBATCH_ENGINE="vllm", VBATCH_VLLM_ARGS=ARGUMENTS, **_cache())
+    server = Server(home, VBATCH_ENGINE="vllm", VBATCH_VLLM_ARGS=ARGUMENTS, **cache())
     with server:
         server.wait(server.create(workloads.short(0.1)[0] + "\n", endpoint="/v1/completions"), 600)
         began = time.monotonic()
@@ -144,7 +144,8 @@ def warm(source: Path, folder: Path) -> float:
         return seconds
 
 
-def _cache() -> dict[str, str]:
+def cache() -> dict[str, str]:
+    """Return what an engine needs of the environment."""
     return {"VLLM_CPU_KVCACHE_SPACE": os.environ.get("VLLM_CPU_KVCACHE_SPACE", "2"), "HF_HUB_OFFLINE": "1"}
 
 

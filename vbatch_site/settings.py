@@ -209,6 +209,8 @@ Q_CLUSTER: dict[str, Any] = {
     "name": "default",
     "label": "Task queue",
     "orm": "default",
+    "broker_class": "vbatch_site.broker.Broker",
+    "poll": 0,  # the broker waits by itself
     "workers": 2,
     "timeout": _TASK_SECONDS,
     "retry": _TASK_SECONDS + 60,
@@ -225,8 +227,6 @@ Q_CLUSTER: dict[str, Any] = {
             "retry": 120,
             "max_attempts": 3,
             "ack_failures": True,
-            # The runner looks for work by itself; the doorbell only spares it part of a second.
-            "poll": 0.5,
             # A recycled worker would take its loaded model with it.
             "recycle": 1_000_000_000,
             "scheduler": False,

@@ -1,12 +1,12 @@
 """Send requests to one engine. Pure: no Django."""
 
-import asyncio
 from dataclasses import dataclass
 from types import TracebackType
 
 import aiohttp
 import msgspec
 
+from workers.connections import Connections, Lost
 from workers.failures import Failure, of_status
 
 
@@ -35,6 +35,7 @@ class EngineClient:
     """Keeps connections to an engine; a request whose task is cancelled is aborted in the engine."""
 
     def __init__(self, base_url: str, api_key: str, timeout_seconds: float) -> None:
+        self._connections = Connections(base_url, api_key, timeout_seconds)
         self._session = aiohttp.ClientSession(
             base_url,
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30),
@@ -53,17 +54,17 @@ class EngineClient:
 
     async def close(self) -> None:
         """Close all connections."""
+        self._connections.close()
         await self._session.close()
 
     async def post(self, path: str, body: bytes) -> Reply:
         """Send one request and return what came of it; never raises for what the engine or the network does."""
         try:
-            async with self._session.post(path, data=body) as response:
-                data = await response.read()
-                return Reply(response.status, data, of_status(response.status))
+            status, data = await self._connections.post(path, body)
+            return Reply(status, data, of_status(status))
         except TimeoutError:
             return Reply(0, b"", Failure.TIMEOUT)
-        except (aiohttp.ClientError, OSError, asyncio.IncompleteReadError):
+        except (Lost, OSError):
             return Reply(0, b"", Failure.CONNECTION_LOST)
 
     async def max_model_len(self) -> int | None:

@@ -1,8 +1,16 @@
-"""Commits that may be called again."""
+"""From finished lines to rows: in groups, and in commits that may be called again."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any
 
 from batches import leases
 from batches.models import Result
 from batches.outcome import Outcome
+from workers.lines import Held
+
+COMMIT_LINES = 256  # results in one transaction
+COMMIT_SECONDS = 0.25  # how long a result waits for company; a crash repeats at most these and the lines in flight
 
 
 class Noted:
@@ -41,3 +49,47 @@ class Commit:
         self._tried = True
         self._noted.note(self._provenance, {lease.batch_id for lease, _ in self._finished})
         leases.commit(self._finished)
+
+
+class Outbox:
+    """Finished lines that are not committed yet."""
+
+    def __init__(self, database: Callable[..., Awaitable[Any]], provenance: Callable[[], str]) -> None:
+        self._db = database
+        self._provenance = provenance  # of the engine that answers, empty without one
+        self._finished: list[tuple[Held, Outcome]] = []
+        self._wanted = asyncio.Event()
+        self._due = asyncio.Event()
+        self._noted = Noted()
+
+    def __len__(self) -> int:
+        return len(self._finished)
+
+    def add(self, held: Held, outcomes: Iterable[Outcome], *, is_last: bool) -> None:
+        """Take what came of a line; after the last one that is at hand there is no company to wait for."""
+        self._finished.extend((held, outcome) for outcome in outcomes)
+        self._wanted.set()
+        if is_last or len(self._finished) >= COMMIT_LINES:
+            self._due.set()
+
+    async def wait(self) -> None:
+        """Return when a commit is due."""
+        await self._wanted.wait()
+        try:
+            async with asyncio.timeout(COMMIT_SECONDS):
+                await self._due.wait()
+        except TimeoutError:
+            pass
+        self._wanted.clear()
+        self._due.clear()
+
+    async def commit(self) -> set[Held]:
+        """Write what is finished; return the shards of which all has been written."""
+        finished, self._finished = self._finished, []
+        if not finished:
+            return set()
+        answers = [(held.lease, outcome) for held, outcome in finished]
+        await self._db(Commit(answers, self._noted, self._provenance()))
+        for held, _ in finished:
+            held.uncommitted -= 1
+        return {held for held, _ in finished if held.uncommitted == 0}

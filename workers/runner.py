@@ -27,7 +27,7 @@ from workers import demand, registry, scheduler, steering, traffic
 from workers.admission import Admission
 from workers.backlog import Backlog
 from workers.client import Reply
-from workers.commits import Commit, Noted
+from workers.commits import Outbox
 from workers.database import call
 from workers.engine import EngineError
 from workers.failures import Failure
@@ -46,8 +46,6 @@ RENEW_SECONDS = 1.0  # how soon a cancelled or paused batch, or a lost lease, is
 # While lines are in hand a doorbell or a backlog that runs dry asks for more; on a machine without a GPU every query
 # here takes time from the engine, which waits for its slowest thread in each step.
 SEARCH_SECONDS = 2.0
-COMMIT_LINES = 256  # results in one transaction
-COMMIT_SECONDS = 0.25  # how long a result waits for company; a crash repeats at most these and the lines in flight
 BEAT_SECONDS = 2.0  # between two signs of life in the database
 LEARN_SECONDS = 5.0  # between two looks at what loading costs and what other workers have loaded
 PAUSE_GRACE_SECONDS = 2.5  # what lines in flight get to finish when their batch is paused
@@ -73,14 +71,12 @@ class Runner:
         self._trial: set[Line] = set()
         self._culprits = 0
         self._in_flight: set[Line] = set()
-        self._finished: list[tuple[Held, Outcome]] = []
-        self._commit_wanted = asyncio.Event()
-        self._noted = Noted()
-        self._commit_due = asyncio.Event()
+        self._fault: BaseException | None = None
         self._renewed_at = self._searched_at = 0.0
         self._woken = False
         self._dry = False  # nothing was there to claim when we last looked
         self._slot = slot_for(holder, environment, self._db)
+        self._outbox = Outbox(self._db, lambda: self._slot.engine.provenance if self._slot.engine else "")
         self._feeding = Feeding()
         self._admission = Admission()
         self._admissions: dict[str, Admission] = {}  # of the models that ran here: they know how fast each one is
@@ -95,8 +91,8 @@ class Runner:
 
     async def run(self) -> None:
         """Work until asked to stop, then give everything back."""
-        committer = asyncio.create_task(self._commit_forever())
         await self._db(registry.abandoned, self.holder)
+        committer = asyncio.create_task(self._commit_forever())
         sides = [
             asyncio.create_task(self._every(BEAT_SECONDS, self._beat)),
             asyncio.create_task(self._every(LEARN_SECONDS, self._learn)),
@@ -113,6 +109,8 @@ class Runner:
                 for task in (committer, *sides):
                     if task.done():
                         task.result()  # a runner never goes on half alive
+                if self._fault is not None:
+                    raise self._fault
         finally:
             await self._stop(committer, sides)
 
@@ -267,7 +265,7 @@ class Runner:
         self._backlog.clear()
         for held in self._held:
             held.closing = True
-        if not self._held and not self._in_flight and not self._finished:
+        if not self._held and not self._in_flight and not len(self._outbox):
             self._loading = asyncio.create_task(self._load(model))
 
     async def _load(self, model: str) -> None:
@@ -379,6 +377,13 @@ class Runner:
         task = asyncio.create_task(self._run_line(line, engine))
         line.held.tasks.add(task)
         task.add_done_callback(line.held.tasks.discard)
+        task.add_done_callback(self._failed)
+
+    def _failed(self, task: "asyncio.Task[None]") -> None:
+        """Remember a fault of ours in the running of a line: its shard would be held and never be done."""
+        if not task.cancelled() and (fault := task.exception()):
+            self._fault = fault
+            self._wake.set()
 
     def _left(self, line: Line) -> None:
         """Note that a line is no longer in the engine."""
@@ -417,10 +422,7 @@ class Runner:
         self._left(line)
         self._trial.discard(line)
         self._feeding.finished()
-        self._finished.extend((line.held, outcome) for outcome in outcomes)
-        self._commit_wanted.set()
-        if len(self._finished) >= COMMIT_LINES:
-            self._commit_due.set()
+        self._outbox.add(line.held, outcomes, is_last=not self._in_flight and not len(self._backlog))
         self._feed()
         if len(self._backlog) < self._feeding.ahead // 2 and not self._dry:
             self._wake.set()
@@ -429,26 +431,12 @@ class Runner:
 
     async def _commit_forever(self) -> None:
         while True:
-            await self._commit_wanted.wait()
-            try:
-                async with asyncio.timeout(COMMIT_SECONDS):
-                    await self._commit_due.wait()
-            except TimeoutError:
-                pass
-            self._commit_wanted.clear()
-            self._commit_due.clear()
+            await self._outbox.wait()
             await self._commit()
 
     async def _commit(self) -> None:
         """Write what is finished."""
-        finished, self._finished = self._finished, []
-        if not finished:
-            return
-        answers = [(held.lease, outcome) for held, outcome in finished]
-        await self._db(Commit(answers, self._noted, self._slot.engine.provenance if self._slot.engine else ""))
-        for held, _ in finished:
-            held.uncommitted -= 1
-        for held in {held for held, _ in finished if held.uncommitted == 0}:
+        for held in await self._outbox.commit():
             if held in self._held:
                 self._held.remove(held)
             held.close()

@@ -157,15 +157,25 @@ class Slot:
         except asyncio.CancelledError:
             await asyncio.to_thread(process.kill)
             raise
-        client = EngineClient(process.url, process.api_key, settings.VBATCH_REQUEST_TIMEOUT)
-        engine = Engine(process, client, row)
-        if SLEEP_FLAG in spec.arguments:
-            engine.song = await engine.sing()
-        facts = await asyncio.to_thread(provenance.collect, spec, await client.version())
-        engine.provenance = await self._db(registry.known_as, row, facts)
-        await self._db(registry.ready, row, process.load_seconds, process.pid, process.max_model_len)
+        engine = Engine(process, EngineClient(process.url, process.api_key, settings.VBATCH_REQUEST_TIMEOUT), row)
+        try:
+            await self._introduce(engine)
+        except BaseException:
+            # Nobody has it in hand yet, so nobody else would stop it.
+            await engine.client.close()
+            await asyncio.to_thread(process.kill)
+            raise
         logger.info("engine ready", extra={"action": "load", "model": spec.name, "seconds": process.load_seconds})
         self.engine, self.since = engine, timezone.now()
+
+    async def _introduce(self, engine: Engine) -> None:
+        """Learn from an engine that answers what it is, and write it down."""
+        process = engine.process
+        if SLEEP_FLAG in process.spec.arguments:
+            engine.song = await engine.sing()
+        facts = await asyncio.to_thread(provenance.collect, process.spec, await engine.client.version())
+        engine.provenance = await self._db(registry.known_as, engine.row, facts)
+        await self._db(registry.ready, engine.row, process.load_seconds, process.pid, process.max_model_len)
 
     async def _wake(self, engine: Engine) -> bool:
         """Wake an engine and listen to its canary; a doubtful one is stopped, and False returned."""

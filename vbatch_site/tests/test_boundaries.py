@@ -39,6 +39,7 @@ PURE = [
     "workers/priority.py",
     "workers/admission.py",
     "workers/client.py",
+    "workers/connections.py",
     "workers/provenance.py",
     "workers/engine.py",
     "workers/gpus.py",

@@ -4,7 +4,9 @@ import json
 import re
 from typing import Any
 
+import httpx
 import pytest
+from openai import OpenAI
 
 from vbatch_site.tests.servers import EMBEDDING_MODEL, MODEL, TERMINAL, Server, chat_line
 
@@ -211,3 +213,24 @@ def test_item_83_custom_ids_of_refused_lines_come_back_too(sim_server: Server) -
     ids = ["a|b", "\u8981\u6c42", 'quote "']
     _, errors = sim_server.lines(_run(sim_server, *(chat_line(custom_id, "[[sim:400]]") for custom_id in ids)))
     assert sorted(line["custom_id"] for line in errors) == sorted(ids)
+
+
+def test_no_line_of_ours_is_broken_by_readers_that_know_more_line_ends_than_json_lines(sim_server: Server) -> None:
+    ends = "\u0085\u2028\u2029"
+    lines = [chat_line(f"good {ends}", f"say {ends}"), chat_line(f"refused {ends}", "[[sim:400]]")]
+    lines.append(chat_line(f"bad {ends}").replace("POST", "POST\u2028"))
+    batch = sim_server.wait(sim_server.create(lines, on_invalid_line="skip"))
+    client = OpenAI(base_url=sim_server.base_url, api_key=sim_server.key)
+    output = list(client.files.content(batch["output_file_id"]).iter_lines())
+    errors = list(client.files.content(batch["error_file_id"]).iter_lines())
+    assert [json.loads(line)["custom_id"] for line in output] == [f"good {ends}"]
+    assert json.loads(output[0])["response"]["body"]["choices"][0]["message"]["content"] == f"echo: say {ends}"
+    assert [json.loads(line)["custom_id"] for line in errors] == [f"refused {ends}", f"bad {ends}"]
+    assert "\u2028" in json.loads(errors[1])["error"]["message"]
+    headers = {"Authorization": f"Bearer {sim_server.key}"}
+    path = f"{sim_server.base_url}/batches/{batch['id']}/results"
+    with httpx.stream("GET", path, headers=headers) as response:
+        assert sorted(response.iter_lines()) == sorted(output + errors)
+    with httpx.stream("GET", path, headers={**headers, "Accept": "text/event-stream"}) as response:
+        data = [line.removeprefix("data: ") for line in response.iter_lines() if line.startswith("data: ")]
+    assert sorted(data[:-1]) == sorted(output + errors)

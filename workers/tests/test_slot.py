@@ -1,0 +1,38 @@
+"""An engine slot leaves no engine behind, whatever fails."""
+
+import asyncio
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from asgiref.sync import sync_to_async
+from django.db import OperationalError
+
+from vbatch_site.tests.servers import MODEL
+from workers import registry
+from workers.slot import Slot
+
+
+def _engines() -> list[psutil.Process]:
+    children = psutil.Process(os.getpid()).children(recursive=True)
+    return [process for process in children if "workers.sim" in process.cmdline()]
+
+
+@pytest.mark.django_db(transaction=True, serialized_rollback=True)
+def test_an_engine_that_answers_is_stopped_when_what_comes_after_fails(settings: Any, tmp_path: Path) -> None:
+    settings.VBATCH_ENGINE, settings.VBATCH_HOME = "sim", tmp_path
+    running: list[int] = []
+
+    async def database(function: Callable[..., Any], *arguments: Any) -> Any:
+        if function is registry.ready:
+            running.append(len(_engines()))
+            raise OperationalError("it went away, and everything is to stop")
+        return await sync_to_async(function)(*arguments)
+
+    with pytest.raises(OperationalError):
+        asyncio.run(Slot("a-worker", {}, database).load(MODEL))
+    assert running == [2]  # the engine, and its guard
+    assert _engines() == []
