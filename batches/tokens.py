@@ -87,6 +87,7 @@ class Tokenizer:
         self._backend.no_truncation()
         self._backend.no_padding()
         self._kept: dict[str, int] | None = {} if self._ends_at_spaces() else None
+        self._words: dict[str, int] = {}  # the same for pieces that are a space and a word, without the space
         self._template = self._chat_template(_argument(arguments, "--chat-template"))
         self._in_parts = bool(_ITERATES_CONTENT.search(self._template or ""))
 
@@ -104,17 +105,39 @@ class Tokenizer:
         if self._kept is None:
             return self._encode(texts, special)
         added = self._backend.num_special_tokens_to_add(False) if special else 0
-        pieces = [_PIECE.findall(text) or [text] for text in texts]
+        split = [text.split(" ") for text in texts]
+        self._learn_words({word for words in split for word in words[1:-1]})
+        counts, pieces = [], []
+        for text, words in zip(texts, split, strict=True):
+            counted = self._count_middle(words)
+            counts.append(added + (counted or 0))
+            pieces.append([words[0], f" {words[-1]}"] if counted is not None else _PIECE.findall(text) or [text])
         unknown = list({piece for found in pieces for piece in found}.difference(self._kept))
         kept = self._kept
         kept.update(zip(unknown, self._encode(unknown, False), strict=True))
-        counts = [added + sum(map(kept.__getitem__, found)) for found in pieces]
+        counts = [count + sum(map(kept.__getitem__, found)) for count, found in zip(counts, pieces, strict=True)]
         for piece in unknown:
             if len(piece) > _LONGEST_KEPT:
                 del kept[piece]
-        if len(kept) > _MOST_KEPT:
-            kept.clear()
+        for known in (kept, self._words):
+            if len(known) > _MOST_KEPT:
+                known.clear()
         return counts
+
+    def _learn_words(self, words: set[str]) -> None:
+        """Count words that stand between single spaces; what only looks like one, because of other space, is not."""
+        unknown = [w for w in words.difference(self._words) if 0 < len(w) <= _LONGEST_KEPT and w.strip() == w]
+        self._words.update(zip(unknown, self._encode([f" {word}" for word in unknown], False), strict=True))
+
+    def _count_middle(self, words: list[str]) -> int | None:
+        """Return the tokens of a text but for those of its first and last word; None if it has more than words."""
+        first, last = words[0], words[-1]
+        if len(words) < 2 or not first or not last or first[-1].isspace() or last[0].isspace():
+            return None
+        try:
+            return sum(map(self._words.__getitem__, words[1:-1]))
+        except KeyError:
+            return None
 
     def _encode(self, texts: Sequence[str], special: bool) -> list[int]:
         return [len(found) for found in self._backend.encode_batch_fast(texts, add_special_tokens=special)]

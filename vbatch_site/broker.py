@@ -13,7 +13,7 @@ from psycopg import sql
 LOOK_SECONDS = 0.5
 
 
-class Broker(ORM):
+class Broker(ORM):  # type: ignore[misc]  # django-q2 has no types
     """The ORM's queue; who puts a task into it notifies those who wait for one."""
 
     _listening: "psycopg.Connection[Any] | None" = None
