@@ -31,8 +31,8 @@ def seen() -> Iterator[list[str]]:
         try:
             while not stopping.is_set():
                 for number, task in queue.dequeue() or ():
-                    found.append(task)
                     queue.acknowledge(number)
+                    found.append(task)
         finally:
             connection.close()
 
@@ -57,7 +57,7 @@ def _listeners() -> list[int]:
     with connection.cursor() as cursor:
         cursor.execute(
             "SELECT pid FROM pg_stat_activity WHERE datname = current_database()"
-            " AND (query LIKE 'LISTEN%' OR query LIKE '%django_q_ormq%')"
+            " AND state = 'idle' AND (query LIKE 'LISTEN%' OR query LIKE '%django_q_ormq%')"
         )
         return [pid for (pid,) in cursor.fetchall() if pid != connection.connection.info.backend_pid]
 
