@@ -6,6 +6,9 @@ from hashlib import blake2b
 
 from django.db import connection
 
+# Held by whoever removes files that rows led to, and by a backup, which copies what rows lead to.
+REMOVING = "removing files"
+
 
 def lock_key(name: str) -> int:
     """Return the number under which Postgres knows a lock of this name."""

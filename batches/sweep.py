@@ -7,7 +7,7 @@ from django.utils import timezone
 
 from batches import doorbell, line_index
 from batches.finalize import purge
-from batches.locks import batch_lock
+from batches.locks import REMOVING, batch_lock
 from batches.models import Batch, ResultIndex, StaleTransition
 from batches.states import TERMINAL, WAITS_FOR_TASK, BatchStatus
 from batches.webhooks import deliveries
@@ -26,12 +26,19 @@ def sweep() -> None:
             expire_overdue()
             ring_again()
             purge_ended()
-            delete_unneeded_bytes()
-            parts.sweep(timezone.now())
+            _remove_files()
             storage.delete_abandoned(ARRIVAL_TIME.total_seconds())
             retention.sweep(timezone.now())
-            erasure.sweep()
             deliveries.sweep(timezone.now())
+
+
+def _remove_files() -> None:
+    """Remove what nobody needs any more, unless a backup is copying."""
+    with batch_lock(REMOVING) as mine:
+        if mine:
+            delete_unneeded_bytes()
+            parts.sweep(timezone.now())
+            erasure.sweep()
 
 
 def expire_overdue() -> None:

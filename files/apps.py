@@ -9,8 +9,12 @@ class FilesConfig(AppConfig):
 
     def ready(self) -> None:
         """Make the folder that uploads arrive in, and take part in deleting projects."""
-        from files import erasure, storage
+        from files import doctor, erasure, repair, storage
+        from vbatch_site import doctor as site_doctor
+        from vbatch_site import repair as site_repair
         from vbatch_site.erasure import Room, register
 
         register("files", Room(erasure.empty, erasure.is_empty))
+        site_doctor.register("storage", doctor.look)
+        site_repair.register(repair.leftovers)
         storage.prepare()

@@ -160,6 +160,20 @@ def opened(name: str) -> BinaryIO:
     return cast(BinaryIO, default_storage.open(name, "rb"))
 
 
+def is_empty(folder: str = "") -> bool:
+    """Return whether nothing is stored."""
+    try:
+        folders, files = default_storage.listdir(folder)
+    except FileNotFoundError:
+        return True
+    return not files and all(is_empty(f"{folder}/{name}" if folder else name) for name in folders)
+
+
+def size(name: str) -> int:
+    """Return a stored file's bytes; raise FileNotFoundError."""
+    return default_storage.size(name)
+
+
 def local_descriptor(name: str) -> int:
     """Return a descriptor that can be read at any offset; what lies elsewhere is copied to an unnamed local file."""
     if isinstance(default_storage._wrapped, FileSystemStorage):  # type: ignore[attr-defined]
@@ -175,14 +189,16 @@ def local_descriptor(name: str) -> int:
         temporary.unlink(missing_ok=True)
 
 
-def delete_abandoned(older_than_seconds: float) -> None:
-    """Remove what processes that were killed left in the folder for files on their way."""
-    limit = time.time() - older_than_seconds
+def delete_abandoned(older_than_seconds: float) -> int:
+    """Remove what processes that were killed left in the folder for files on their way; return how many files."""
+    limit, count = time.time() - older_than_seconds, 0
     with suppress(FileNotFoundError):
         for entry in os.scandir(settings.FILE_UPLOAD_TEMP_DIR):
             with suppress(FileNotFoundError):
                 if entry.is_file(follow_symlinks=False) and entry.stat().st_mtime < limit:
                     os.unlink(entry.path)
+                    count += 1
+    return count
 
 
 def delete(name: str) -> None:

@@ -13,11 +13,16 @@ class SiteConfig(AppConfig):
         """Start the audit, and make the folder that whitenoise looks for, though what it serves is in the packages."""
         from django.conf import settings
 
-        from vbatch_site import audit, checks  # noqa: F401 (checks register themselves)
+        from vbatch_site import audit, checks, doctor  # noqa: F401 (checks register themselves)
 
         audit.listen()
         with suppress(OSError):
             settings.STATIC_ROOT.mkdir(parents=True, exist_ok=True)
+
+        doctor.register("settings", doctor.look_at_settings)
+        doctor.register("database", doctor.look_at_database)
+        doctor.register("clock", doctor.look_at_clock)
+        doctor.register("disk", doctor.look_at_disk)
 
         from vbatch_site.console import dashboard, registry, system
 

@@ -51,6 +51,10 @@ MAX_CONNECTIONS = 200
 # Enough to keep a 50,000-line batch's rows in memory, small beside the engine.
 SHARED_BUFFERS = "256MB"
 
+# Seconds between two looks for tables to clean up: results come and go by the thousand every second, and the default of
+# a minute would leave a minute's worth of dead rows in the table at all times.
+AUTOVACUUM_NAPTIME = 10
+
 # Seconds. Making a database takes 1 to 5; recovering after a crash takes as long as there is log to replay.
 INITDB_TIMEOUT = 120
 START_TIMEOUT = 120
@@ -82,6 +86,11 @@ class _Handle:
 
 
 _handles: dict[Path, _Handle] = {}
+
+# Why the embedded database can't run, for the command that goes on without it.
+failure = ""
+# What was set right when this process started it.
+repairs: list[str] = []
 
 
 def ensure_url() -> None:
@@ -125,6 +134,8 @@ def _boot(data: Path) -> psutil.Process:
     if user is not None:
         _open_to(user, data)
     socket_folder = _make_socket_folder(data, user)
+    if _pid_file(data):
+        repairs.append("PostgreSQL was killed; it goes on from its log")
     _drop_stale_locks(data, socket_folder)
     deadline = time.monotonic() + ORPHANS_TIMEOUT
     while True:
@@ -144,6 +155,7 @@ def _initialise(data: Path, user: pwd.struct_passwd | None) -> None:
     draft = data.with_name(f"{data.name}.new")
     if draft.exists():
         shutil.rmtree(draft)
+        repairs.append("a database that was only half made is removed")
     draft.mkdir(mode=0o700)
     if user is not None:
         _open_to(user, draft)
@@ -165,7 +177,11 @@ def _initialise(data: Path, user: pwd.struct_passwd | None) -> None:
 
 def _launch(data: Path, socket_folder: Path, user: pwd.struct_passwd | None) -> psutil.Process:
     """Run pg_ctl start and wait until the server takes connections."""
-    settings = {"max_connections": str(MAX_CONNECTIONS), "shared_buffers": SHARED_BUFFERS}
+    settings = {
+        "max_connections": str(MAX_CONNECTIONS),
+        "shared_buffers": SHARED_BUFFERS,
+        "autovacuum_naptime": str(AUTOVACUUM_NAPTIME),
+    }
     options = ["-h", "", "-k", str(socket_folder)]
     for name, value in settings.items():
         options += ["-c", f"{name}={value}"]
@@ -301,6 +317,7 @@ def _drop_stale_locks(data: Path, socket_folder: Path) -> None:
         with suppress(FileNotFoundError, IndexError, ValueError):
             if psutil.pid_exists(int(lock.read_text().splitlines()[0])):
                 lock.unlink()
+                repairs.append(f"{lock.name} of a dead PostgreSQL named another process and is removed")
 
 
 def _check_version(data: Path) -> None:

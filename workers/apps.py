@@ -12,12 +12,19 @@ class WorkersConfig(AppConfig):
         from django_q.signals import post_spawn
 
         from batches import catalogue as door
+        from vbatch_site import doctor as site_doctor
+        from vbatch_site import repair as site_repair
         from vbatch_site.erasure import Room, register
-        from workers import catalogue, erasure, process
+        from workers import catalogue, doctor, erasure, process, repair
 
         door.provide(catalogue.answerable, catalogue.engines)
         register("workers", Room(erasure.empty, erasure.is_empty))
         post_spawn.connect(process.start_runner, dispatch_uid="workers.start_runner")
+        site_repair.register(repair.killed)
+        site_doctor.register("clusters", doctor.look_at_clusters)
+        site_doctor.register("engine", doctor.look_at_engine)
+        site_doctor.register("models", doctor.look_at_models)
+        site_doctor.register("GPU", doctor.look_at_gpus)
         self._furnish_console()
 
     def _furnish_console(self) -> None:

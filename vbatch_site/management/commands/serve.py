@@ -14,7 +14,7 @@ from django.contrib.auth import get_user_model
 from django.core.management import call_command
 from django.core.management.base import BaseCommand, CommandError
 
-from vbatch_site import assets, database
+from vbatch_site import assets, database, repair
 from vbatch_site.models import ApiKey, Project
 from vbatch_site.supervisor import Supervisor, cluster, web
 
@@ -36,6 +36,7 @@ class Command(BaseCommand):
         with only_one():
             check_port(host, port)
             call_command("migrate", interactive=False, verbosity=0)
+            repair.run()
             assets.collect()
             supervisor = Supervisor([web(host, port), cluster("default"), cluster("gpu")])
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
