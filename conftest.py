@@ -6,10 +6,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
+from hypothesis import settings
 
 from vbatch_site.tests.servers import Server
 from workers.tests import slurm as slurm_cluster
 from workers.tests.slurm import Cluster
+
+# For minutes and at random: `pytest --hypothesis-profile=deep workers/tests/test_state_machine.py`.
+settings.register_profile("deep", max_examples=1500, stateful_step_count=60, deadline=None, print_blob=True)
 
 
 @pytest.fixture(scope="session")

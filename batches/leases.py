@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from typing import NamedTuple
 
 from django.conf import settings
-from django.db import connection, transaction
+from django.db import OperationalError, connection, transaction
 from django.db.backends.utils import CursorWrapper
 from django.db.models import F, Q
 from django.utils import timezone
@@ -175,7 +175,29 @@ _ADDED = ", ".join(f"{name} = {name} + %s" for name in _Sums.__slots__)
 _COUNT = f"UPDATE batches_batch SET {_ADDED} WHERE id = %s RETURNING committed, completed + failed, total"  # noqa: S608 (our own names)
 
 
-def commit(finished: Sequence[tuple[Lease, Outcome]]) -> set[int]:
+class InDoubt(OperationalError):
+    """A commit is still on its way in the database, whose answer was lost."""
+
+
+class Attempt:
+    """One commit, as the database knows it: whoever lost its answer can ask what became of it."""
+
+    def __init__(self) -> None:
+        self.transaction: str | None = None
+
+    def succeeded(self) -> bool:
+        """Return whether it was written; raise InDoubt while that is not decided."""
+        if self.transaction is None:
+            return False
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_xact_status(%s::xid8)", [self.transaction])
+            status = cursor.fetchone()[0]
+        if status == "in progress":
+            raise InDoubt(self.transaction)
+        return bool(status == "committed")
+
+
+def commit(finished: Sequence[tuple[Lease, Outcome]], attempt: Attempt | None = None) -> set[int]:
     """Write results, counters and leases in one transaction; return the shards whose lease was kept.
 
     Results of a lost lease are dropped: another worker runs those lines.
@@ -189,7 +211,11 @@ def commit(finished: Sequence[tuple[Lease, Outcome]]) -> set[int]:
     now = timezone.now()
     with transaction.atomic(), connection.cursor() as cursor:
         # Rows are locked in id order first, because an UPDATE with a join locks in any order.
-        cursor.execute("SELECT 1 FROM batches_shard WHERE id = ANY(%s) ORDER BY id FOR UPDATE", [ids])
+        cursor.execute(
+            "SELECT pg_current_xact_id()::text FROM batches_shard WHERE id = ANY(%s) ORDER BY id FOR UPDATE", [ids]
+        )
+        if attempt is not None and (row := cursor.fetchone()):
+            attempt.transaction = row[0]
         cursor.execute(
             """
             UPDATE batches_shard s

@@ -5,7 +5,6 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 from batches import leases
-from batches.models import Result
 from batches.outcome import Outcome
 from workers.lines import Held
 
@@ -38,17 +37,16 @@ class Commit:
         self._finished = finished
         self._noted = noted
         self._provenance = provenance
-        self._tried = False
+        self._attempt = leases.Attempt()
 
     def __call__(self) -> None:
         """Write the results, at most once."""
-        _, first = self._finished[0]
-        # All of a commit is one transaction, so its first row tells whether the lost answer was a yes.
-        if self._tried and Result.objects.filter(batch_id=first.batch_id, line=first.line).exists():
+        # Its rows would not tell: somebody may have had a failed line run again since, or taken the shard over.
+        if self._attempt.succeeded():
             return
-        self._tried = True
+        self._attempt = leases.Attempt()
         self._noted.note(self._provenance, {lease.batch_id for lease, _ in self._finished})
-        leases.commit(self._finished)
+        leases.commit(self._finished, self._attempt)
 
 
 class Outbox:
