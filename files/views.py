@@ -4,6 +4,7 @@ import re
 from typing import Any
 from urllib.parse import quote
 
+from django.db import close_old_connections
 from django.db.models import QuerySet
 from django.http import StreamingHttpResponse
 from django.http.response import HttpResponseBase
@@ -91,6 +92,8 @@ def content_response(file: File) -> HttpResponseBase:
         source = storage.opened(file.path)
     except FileNotFoundError:
         raise uploads.no_such_file(file.pk) from None
+    # A slow client may take hours; the connection that looked up the key goes back to the pool meanwhile.
+    close_old_connections()
     response = StreamingHttpResponse(storage.stream(source), content_type="application/octet-stream")
     response.headers["content-length"] = str(file.bytes)
     ascii_name = re.sub(r'[^\x20-\x7e]|["\\%]', "_", file.filename)

@@ -11,6 +11,7 @@ from django.conf import settings  # noqa: E402 (the settings need the database's
 from django.core.asgi import get_asgi_application  # noqa: E402
 
 from vbatch_site.openai.bodies import BodyGate  # noqa: E402
+from vbatch_site.openai.crowd import Crowd  # noqa: E402
 
 # Each request runs in a thread of its own, so connections are pooled per process instead of kept per thread.
 _database = settings.DATABASES["default"]
@@ -21,4 +22,4 @@ _django = get_asgi_application()
 
 from workers.live.app import LiveApi  # noqa: E402 (its models need Django set up)
 
-application = BodyGate(LiveApi(_django))
+application = Crowd(BodyGate(LiveApi(_django)), settings.VBATCH_WEB_REQUESTS)
