@@ -4,6 +4,7 @@ A lease has an epoch, and every write names it: a worker that lost its lease wri
 the order shard, then batch by id, so that two workers never wait for each other.
 """
 
+import logging
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -16,7 +17,7 @@ from django.db.backends.utils import CursorWrapper
 from django.db.models import F, Q
 from django.utils import timezone
 
-from batches import doorbell, samples
+from batches import counting, doorbell, samples
 from batches.demand import Waiting
 from batches.models import Batch, Result, Shard, StaleTransition
 from batches.outcome import Outcome
@@ -42,6 +43,8 @@ class Lease:
     expires_at: datetime
     lines: tuple[PlannedLine, ...]  # those without a result yet
 
+
+logger = logging.getLogger(__name__)
 
 _COPY = f"COPY batches_result (position, {', '.join(Outcome._fields)}) FROM STDIN (FORMAT BINARY)"
 _OUTCOME_TYPES = ["varchar", "int4", "text", "int2", "varchar", "bytea", "varchar", "text", *["int4"] * 5, "int2"]
@@ -97,6 +100,14 @@ def claim(batch_id: str, model: str, holder: str) -> Lease | None:
         Shard.objects.filter(pk=shard.pk).update(
             state=ShardState.LEASED, epoch=F("epoch") + 1, holder=holder, lease_expires_at=now + _term()
         )
+        silent = shard.holder if shard.state == ShardState.LEASED else ""
+        if silent:
+            counting.lease_lost(batch.project_id, model)
+    about = {"batch": batch_id, "shard": shard.pk, "model": model, "holder": holder}
+    if silent:
+        logger.warning("shard taken over", extra={"action": "lease_lost", **about, "from": silent})
+    else:
+        logger.info("shard claimed", extra={"action": "shard_claimed", **about, "lines": shard.count - shard.done})
     lines = tuple(unpack(shard.lines))
     if taken_before:
         numbers = [line.number for line in lines]
@@ -235,9 +246,15 @@ def commit(finished: Sequence[tuple[Lease, Outcome]], attempt: Attempt | None = 
         fresh = (outcome for shard_id in kept for outcome in by_shard[shard_id])
         _write(cursor, ((next(positions[outcome.batch_id]), outcome) for outcome in fresh))
         samples.add(cursor, now, ((found[shard_id].model, by_shard[shard_id]) for shard_id in kept))
+        about = {shard_id: (lease.project_id, lease.model) for shard_id, lease in found.items()}
+        counting.lines((*about[shard_id], by_shard[shard_id]) for shard_id in kept)
+        counting.dropped((*about[shard_id], len(by_shard[shard_id])) for shard_id in set(ids) - set(kept))
         # The batch's row is locked by now, so of two workers that commit its last shards the second sees the first's.
         for batch_id in sorted({batch_id for _, batch_id, state in rows if state == ShardState.DONE}):
             finish_if_done(batch_id)
+    for shard_id, batch_id, state in rows:
+        if state == ShardState.DONE:
+            logger.info("shard done", extra={"action": "shard_done", "batch": batch_id, "shard": shard_id})
     return set(kept)
 
 

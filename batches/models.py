@@ -1,5 +1,6 @@
 """Batches, their shards and results, and the journal of what happened to them."""
 
+import logging
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -7,6 +8,7 @@ from django.db import models, transaction
 from django.db.models import Q
 from django.utils import timezone
 
+from batches import counting
 from batches.signals import moved
 from batches.states import ACTIVE, SOURCES, TERMINAL, BatchStatus, EventKind, ShardState, timestamp_field
 from batches.webhooks.models import WebhookDelivery as WebhookDelivery  # Django looks for a room's models here
@@ -14,6 +16,8 @@ from batches.webhooks.models import WebhookEndpoint as WebhookEndpoint
 from vbatch_site import words
 from vbatch_site.models import ApiKey, Project
 from vbatch_site.openai import ids
+
+logger = logging.getLogger(__name__)
 
 LOWEST_PRIORITY, HIGHEST_PRIORITY = -100, 100
 
@@ -170,6 +174,9 @@ class Batch(models.Model):
         batch = cls(id=ids.timed_id("batch", int(now.timestamp())), created_at=now, expires_at=now + window, **fields)
         batch.save(force_insert=True)
         BatchEvent.objects.create(batch=batch, at=now, status=BatchStatus.VALIDATING)
+        counting.move(batch.pk, BatchStatus.VALIDATING)
+        extra = {"action": "batch_created", "batch": batch.pk, "project": batch.project_id}
+        transaction.on_commit(lambda: logger.info("batch created", extra=extra))
         return batch
 
     def move(self, to: BatchStatus, *, reason: str = "", **changes: Any) -> None:
@@ -185,6 +192,8 @@ class Batch(models.Model):
                 raise StaleTransition(f"{self.pk} can't become {to.value}")
             BatchEvent.objects.create(batch_id=self.pk, at=now, status=to, reason=reason)
             moved.send(Batch, batch_id=self.pk, to=to, at=now)
+            extra = {"action": f"batch_{to}", "batch": self.pk, "reason": reason}
+            transaction.on_commit(lambda: logger.info("batch moved", extra=extra))
         for name, value in changes.items():
             setattr(self, name, value)
 

@@ -4,16 +4,19 @@ from batches import finalize as finalizing
 from batches import sweep as sweeping
 from batches import validate as validating
 from batches.webhooks import process as couriers
+from vbatch_site.logs import about
 
 
 def validate(batch_id: str) -> bool:
     """Validate a batch."""
-    return validating.validate(batch_id)
+    with about(batch=batch_id):
+        return validating.validate(batch_id)
 
 
 def finalize(batch_id: str) -> bool:
     """Write a batch's files."""
-    return finalizing.finalize(batch_id)
+    with about(batch=batch_id):
+        return finalizing.finalize(batch_id)
 
 
 def deliver() -> None:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -187,6 +188,18 @@ def local_descriptor(name: str) -> int:
     finally:
         # The open descriptor keeps the bytes until it is closed, also by a crash.
         temporary.unlink(missing_ok=True)
+
+
+def free_bytes() -> int:
+    """Return the room on the disk that files go to, or through; raise OSError."""
+    return shutil.disk_usage(settings.FILE_UPLOAD_TEMP_DIR).free
+
+
+def probe() -> None:
+    """Write a byte where files arrive, and keep nothing of it; raise OSError when that can't be done."""
+    with tempfile.TemporaryFile(dir=settings.FILE_UPLOAD_TEMP_DIR) as stream:
+        stream.write(b"x")
+        stream.flush()
 
 
 def delete_abandoned(older_than_seconds: float) -> int:

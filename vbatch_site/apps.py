@@ -28,3 +28,9 @@ class SiteConfig(AppConfig):
 
         registry.add_warnings(dashboard.warnings)
         registry.add_components(system.components)
+
+        from vbatch_site import metrics, readiness
+
+        metrics.add(metrics.of_site)
+        readiness.register("database", readiness.database)
+        readiness.register("default_cluster", readiness.default_cluster)

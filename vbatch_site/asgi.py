@@ -20,6 +20,7 @@ _database["OPTIONS"]["pool"] = {"min_size": 1, "max_size": 16, "timeout": 20}
 
 _django = get_asgi_application()
 
+from vbatch_site.observed import Observed  # noqa: E402
 from workers.live.app import LiveApi  # noqa: E402 (its models need Django set up)
 
-application = Crowd(BodyGate(LiveApi(_django)), settings.VBATCH_WEB_REQUESTS)
+application = Observed(Crowd(BodyGate(LiveApi(_django)), settings.VBATCH_WEB_REQUESTS))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from django.db import transaction
 from django.utils import timezone
 
-from vbatch_site.models import Project
+from vbatch_site.models import Project, Tally
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +49,7 @@ def erase(project: Project) -> bool:
             return True
         if not all(room.is_empty(project) for room in _rooms.values()):
             return False
+        Tally.objects.filter(project_id=project.pk).delete()
         Project.objects.get(pk=project.pk).delete()
     logger.info("project deleted", extra={"action": "project_deleted", "project": project.name})
     return True

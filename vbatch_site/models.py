@@ -218,6 +218,20 @@ class RequestBucket(models.Model):
         return f"{self.project_id}: {self.full_at}"
 
 
+class Tally(models.Model):
+    """Part of a counter that only grows. Written and read by vbatch_site/tally.py alone; a counter has several rows."""
+
+    name = models.CharField(max_length=40)
+    # No foreign key: whoever counts must not lock the project's row.
+    project_id = models.BigIntegerField(default=0)
+    model = models.CharField(max_length=200, blank=True)
+    label = models.CharField(max_length=200, blank=True)
+    value = models.FloatField()
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.project_id} {self.model} {self.label}: {self.value:g}"
+
+
 class AuditEntry(models.Model):
     """Somebody did something. Written by vbatch_site/audit.py; a trigger refuses every change.
 

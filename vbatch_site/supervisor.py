@@ -29,7 +29,8 @@ class Program:
 
     def start(self) -> None:
         """Start it."""
-        environment = {**os.environ, **self.environment}
+        # The children start in another folder, where a relative path would lead elsewhere.
+        environment = {**os.environ, "VBATCH_HOME": str(settings.VBATCH_HOME), **self.environment}
         self.process = guard.start(STOP_SECONDS, list(self.command), env=environment, cwd=settings.BASE_DIR)
 
     def signal(self) -> None:
@@ -40,8 +41,7 @@ class Program:
 
 def cluster(name: str) -> Program:
     """Return the program that runs one django-q2 cluster."""
-    manage = str(settings.BASE_DIR / "manage.py")
-    return Program(f"{name} cluster", [sys.executable, manage, "qcluster"], {"Q_CLUSTER_NAME": name})
+    return Program(f"{name} cluster", [sys.executable, "-m", "vbatch_site", "qcluster"], {"Q_CLUSTER_NAME": name})
 
 
 def web(host: str, port: int) -> Program:

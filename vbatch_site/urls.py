@@ -11,7 +11,9 @@ from files.console import urls as files_console
 from vbatch_site.console import urls as site_console
 from vbatch_site.console.landing import landing, llms
 from vbatch_site.health import health
+from vbatch_site.metrics import metrics
 from vbatch_site.openai.schema import SchemaView
+from vbatch_site.readiness import ready
 from workers.console import urls as workers_console
 
 # One name space, joined here because the rooms may not import later ones.
@@ -27,6 +29,8 @@ urlpatterns: list[URLPattern | URLResolver] = [
     path("docs/", SpectacularSwaggerSplitView.as_view(), name="docs"),
     path("docs", RedirectView.as_view(pattern_name="docs")),
     path("health", health),
+    path("ready", ready),
+    path("metrics", metrics),
     path("admin/", admin.site.urls),
     path("", landing, name="landing"),
     path("llms.txt", llms, name="llms"),

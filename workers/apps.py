@@ -13,9 +13,15 @@ class WorkersConfig(AppConfig):
 
         from batches import catalogue as door
         from vbatch_site import doctor as site_doctor
+        from vbatch_site import metrics as site_metrics
+        from vbatch_site import readiness
         from vbatch_site import repair as site_repair
         from vbatch_site.erasure import Room, register
-        from workers import catalogue, doctor, erasure, process, repair
+        from workers import catalogue, doctor, erasure, metrics, process, repair
+
+        site_metrics.add(metrics.of_workers)
+        readiness.register("gpu_cluster", metrics.gpu_cluster)
+        readiness.register("engine", metrics.engine)
 
         door.provide(catalogue.answerable, catalogue.engines)
         register("workers", Room(erasure.empty, erasure.is_empty))

@@ -121,7 +121,7 @@ class EngineProcess:
         environment = {**os.environ, **self.spec.environment, "VLLM_API_KEY": self.api_key}
         if "--enable-sleep-mode" in self.spec.arguments:
             environment["VLLM_SERVER_DEV_MODE"] = "1"  # vLLM serves /sleep and /wake_up only then
-        for name in ("DATABASE_URL", "VBATCH_SECRET_KEY"):
+        for name in ("DATABASE_URL", "VBATCH_METRICS_TOKEN", "VBATCH_SECRET_KEY"):
             environment.pop(name, None)
         self.spec.log.parent.mkdir(parents=True, exist_ok=True)
         with self.spec.log.open("ab") as log:

@@ -16,7 +16,9 @@ import yaml
 
 from vbatch_site.openai import wording
 
-FOLDER = Path(__file__).resolve().parent.parent / "recipes"
+_HERE = Path(__file__).resolve().parent
+# Beside the rooms in a checkout, inside this one where it is installed.
+FOLDER = next(folder for folder in (_HERE / "recipes", _HERE.parent / "recipes") if folder.is_dir())
 
 Value = str | int | float | bool | None
 Location = Literal["root", "resources", "environment"]

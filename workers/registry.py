@@ -10,7 +10,7 @@ from django.conf import settings
 from django.utils import timezone
 
 from batches.models import Provenance
-from workers import catalogue, demand, lending, machine
+from workers import catalogue, counting, demand, lending, machine
 from workers.engine import EngineSpec, split_arguments
 from workers.models import ENDED_SERVICES, ServedModel, Service, ServiceState, Wanted, Worker
 from workers.provenance import Facts, digest
@@ -69,6 +69,7 @@ def ready(service_id: int, seconds: float, pid: int | None, max_model_len: int |
         load_seconds=seconds, load_error="", load_failed_at=None, max_model_len=max_model_len
     )
     demand.met(service_id)
+    counting.started(service_id, counting.LOAD, seconds)
 
 
 def known_as(service_id: int, facts: Facts) -> str:
@@ -86,6 +87,7 @@ def failed(service_id: int, why: str) -> None:
     service.update(state=ServiceState.FAILED, ended_at=now, error=why)
     if not started:
         ServedModel.objects.filter(services=service_id).update(load_error=why, load_failed_at=now)
+    counting.ended_badly(service_id, had_started=started)
 
 
 def draining(service_id: int) -> None:
@@ -103,6 +105,7 @@ def woke(service_id: int, seconds: float) -> None:
     Service.objects.filter(pk=service_id).update(state=ServiceState.RUNNING)
     ServedModel.objects.filter(services=service_id).update(wake_seconds=seconds)
     demand.met(service_id)
+    counting.started(service_id, counting.WAKE, seconds)
 
 
 def ended(service_id: int) -> None:

@@ -19,7 +19,7 @@ from django.utils import timezone
 
 from batches import leases
 from vbatch_site.models import Project
-from workers import catalogue, demand, orders, registry
+from workers import catalogue, counting, demand, orders, registry
 from workers.keys import engine_key
 from workers.launchers import Known, Launcher, LaunchError, Phase, Sight, tail
 from workers.launchers.local import LocalLauncher
@@ -137,6 +137,8 @@ def _end(service: Service, state: ServiceState, why: str) -> None:
     if changed.update(state=state, ended_at=timezone.now(), error=why, fed_by=None):
         extra = {"action": "service_end", "service": service.job_id, "state": str(state), "why": why}
         logger.info("service ended", extra=extra)
+        if state == ServiceState.FAILED:
+            counting.ended_badly(service.pk, had_started=service.ready_at is not None)
     service.refresh_from_db()
     # Its log stays to be read; the key of what has ended is of no use to anybody but a thief.
     (folder_of(service) / "key").unlink(missing_ok=True)
@@ -215,6 +217,7 @@ def note(service: Service, sight: Sight, context: int | None) -> None:
 def _note_ready(service: Service, context: int | None) -> None:
     seconds = (timezone.now() - service.created_at).total_seconds()
     logger.info("service ready", extra={"action": "service_ready", "service": service.job_id, "seconds": seconds})
+    counting.started(service.pk, counting.LAUNCH, seconds)
     found = {"max_model_len": context} if context else {}
     ServedModel.objects.filter(pk=service.model_id).update(load_error="", load_failed_at=None, **found)
     demand.met(service.pk)

@@ -5,6 +5,7 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
+from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.db import connection
 from django.test import Client
@@ -86,6 +87,7 @@ def operator() -> Client:
         _fill(cursor, "files_file", _FILES, [project, BATCHES])
         cursor.execute("SET LOCAL session_replication_role = origin")
     client = Client()
+    client.defaults["HTTP_AUTHORIZATION"] = f"Bearer {settings.VBATCH_METRICS_TOKEN}"
     client.force_login(get_user_model().objects.create_superuser("op", password="x"))
     return client
 
@@ -121,6 +123,7 @@ PAGES = (
     "/admin/batches/batch/?q=batch_000000077777",
     "/admin/batches/result/",
     "/admin/files/file/",
+    "/metrics",
 )
 
 

@@ -18,7 +18,7 @@ from django.db.models import F, Min, Q
 from django.db.models.functions import Coalesce
 from django.utils import timezone
 
-from batches import doorbell
+from batches import counting, doorbell
 from batches.webhooks import signing
 from batches.webhooks.client import Answer
 from batches.webhooks.models import OPEN, DeliveryState, WebhookDelivery, WebhookEndpoint
@@ -142,6 +142,7 @@ def finish(attempt: Attempt, answer: Answer) -> None:
             **outcome(answer),
         )
         hopeless = _note_on_endpoint(delivery.endpoint, now, answer)
+        counting.attempt(delivery.project_id, state.value)
     if hopeless:
         disable(
             delivery.endpoint, f"{DISABLE_AFTER.total_seconds() / 3600:g} hours without a success; last: {answer.error}"

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
 
+from vbatch_site.logs import about
+from vbatch_site.observed import name_django_route
 from vbatch_site.openai.bodies import attach
 from vbatch_site.openai.errors import internal_fault, plain_refusal
 from vbatch_site.openai.headers import answer_headers, request_id
@@ -30,7 +32,9 @@ class EnvelopeMiddleware:
         started = time.monotonic()
         request.request_id = request_id()  # type: ignore[attr-defined]
         attach(request)
-        response = self.get_response(request)
+        with about(request_id=request.request_id):  # type: ignore[attr-defined]
+            response = self.get_response(request)
+        name_django_route(request)
         if response.status_code >= 400 and not _is_json(response) and (is_api(request) or not _is_browser(request)):
             response = plain_refusal(request, response.status_code)
         milliseconds = int((time.monotonic() - started) * 1000)

@@ -85,6 +85,8 @@ def chat_line(custom_id: str, text: str = "hello", model: str | None = MODEL, **
 class Server:
     """One process tree and the ways to look at it."""
 
+    folder = ROOT  # that it is started in
+
     def __init__(self, home: Path, database: str = "", **settings: str) -> None:
         self.home = home
         self.port = free_port()
@@ -140,7 +142,7 @@ class Server:
         self.home.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(  # noqa: S603
-                self.command(), cwd=ROOT, env=self.env, stdout=log, stderr=log
+                self.command(), cwd=self.folder, env=self.env, stdout=log, stderr=log
             )
         wait_until(self.is_up, 60)
 

@@ -34,6 +34,7 @@ METHODS = ("get", "post", "put", "patch", "delete")
 # Routes that everybody may see, with the reason.
 PUBLIC = {
     "/health": "asked by load balancers",
+    "/ready": "says of each part ok, failed or unknown",
     "/": "says how to connect",
     "/llms.txt": "says how to connect",
     "/favicon.ico": "an image",

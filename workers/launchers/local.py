@@ -15,7 +15,7 @@ from pathlib import Path
 from vbatch_site import guard
 from workers.launchers import JOB, TIME_IS_UP, Known, Order, Phase, Program, Sight, end_of, sight_of, stat
 
-_SECRETS = ("DATABASE_URL", "VBATCH_SECRET_KEY")
+_SECRETS = ("DATABASE_URL", "VBATCH_METRICS_TOKEN", "VBATCH_SECRET_KEY")
 
 
 class LocalLauncher:

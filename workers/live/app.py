@@ -13,6 +13,7 @@ from django.conf import settings
 from django.core.handlers.asgi import ASGIRequest
 
 from batches.validation import RUNNABLE
+from vbatch_site.observed import name_route
 from vbatch_site.openai.bodies import STALL_SECONDS, Application, Receive, Send
 from vbatch_site.openai.errors import ApiError, envelope, exception_handler, internal_fault
 from vbatch_site.openai.headers import answer_headers, request_id
@@ -81,6 +82,7 @@ class Exchange:
         # Django's own, for the rules that its views share; the body is not read through it.
         self._request = ASGIRequest(scope, io.BytesIO())
         self._request.request_id = self._id  # type: ignore[attr-defined]
+        name_route(scope, self._path.removeprefix("/"), request_id=self._id)
         self._project_id = 0
         self._is_begun = False
 
