@@ -1,4 +1,4 @@
-.PHONY: setup samples demo serve test lint bench screenshots reference clean
+.PHONY: setup samples demo serve test chaos lint bench screenshots reference clean
 
 PYTHON := .venv/bin/python
 
@@ -17,6 +17,11 @@ serve: samples
 
 test: samples
 	@$(PYTHON) -m pytest $(ARGS)
+
+# Break a running server on purpose for MINUTES, by the schedule of SEED from its strike FIRST on.
+chaos: samples
+	@$(PYTHON) -m vbatch_site.tests.chaos $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED)) \
+		$(if $(FIRST),--first $(FIRST))
 
 lint: setup
 	@scripts/lint

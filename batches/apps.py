@@ -11,7 +11,7 @@ class BatchesConfig(AppConfig):
         """Turn what happens to batches into webhook events, and start a courier in each default worker process."""
         from django_q.signals import post_spawn
 
-        from batches import counting, doorbell, erasure, metrics, signals
+        from batches import counting, doorbell, erasure, metrics, revival, signals
         from batches.webhooks import events, process
         from files.deletion import deleted
         from vbatch_site.erasure import Room, register
@@ -24,6 +24,7 @@ class BatchesConfig(AppConfig):
         signals.progressed.connect(events.on_progress, dispatch_uid="batches.webhooks.on_progress")
         deleted.connect(lambda **_: doorbell.ring_remove(), weak=False, dispatch_uid="batches.ring_remove")
         post_spawn.connect(process.start_courier, dispatch_uid="batches.webhooks.start_courier")
+        post_spawn.connect(revival.ring_at_start, dispatch_uid="batches.revival")
         self._furnish_console()
 
     def _furnish_console(self) -> None:

@@ -1,12 +1,13 @@
 """Leases on shards: claim, renew, commit, release. The one place where results enter the database.
 
 A lease has an epoch, and every write names it: a worker that lost its lease writes nothing. Locks are always taken in
-the order shard, then batch by id, so that two workers never wait for each other.
+the order shard, then batch by id, so that two workers never wait for each other. When a lease ends is written and read
+by the database's clock alone: those of hosts differ, and are set.
 """
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
 from typing import NamedTuple
@@ -15,6 +16,7 @@ from django.conf import settings
 from django.db import OperationalError, connection, transaction
 from django.db.backends.utils import CursorWrapper
 from django.db.models import F, Q
+from django.db.models.functions import Now
 from django.utils import timezone
 
 from batches import counting, doorbell, samples
@@ -54,8 +56,13 @@ def _term() -> timedelta:
     return timedelta(seconds=settings.VBATCH_LEASE_SECONDS)
 
 
-def _claimable(now: datetime) -> Q:
-    return Q(state=ShardState.PENDING) | Q(state=ShardState.LEASED, lease_expires_at__lt=now)
+def _live() -> Q:
+    # One that ends further ahead than any lease does was given before the clock was set back.
+    return Q(state=ShardState.LEASED, lease_expires_at__range=(Now(), Now() + 2 * _term()))
+
+
+def _claimable() -> Q:
+    return Q(state=ShardState.PENDING) | (Q(state=ShardState.LEASED) & ~_live())
 
 
 def waiting(now: datetime) -> list[Waiting]:
@@ -64,16 +71,18 @@ def waiting(now: datetime) -> list[Waiting]:
         cursor.execute(
             """
             SELECT b.id, b.project_id, s.model, coalesce(b.served_at, b.created_at), b.created_at, b.expires_at,
-                   coalesce(sum(s.count - s.done) FILTER (WHERE coalesce(s.lease_expires_at < %(now)s, true)), 0),
-                   coalesce(sum(s.count - s.done) FILTER (WHERE s.lease_expires_at >= %(now)s), 0),
+                   coalesce(sum(s.count - s.done) FILTER (WHERE l.is_live IS NOT true), 0),
+                   coalesce(sum(s.count - s.done) FILTER (WHERE l.is_live), 0),
                    b.priority, p.weight
               FROM batches_shard s JOIN batches_batch b ON b.id = s.batch_id
               JOIN vbatch_site_project p ON p.id = b.project_id
+             CROSS JOIN LATERAL (SELECT s.lease_expires_at BETWEEN statement_timestamp()
+                   AND statement_timestamp() + make_interval(secs => 2 * %(term)s)) l(is_live)
              WHERE b.status = 'in_progress' AND b.paused_at IS NULL AND b.expires_at > %(now)s
                AND s.state IN ('pending', 'leased')
              GROUP BY b.id, s.model, p.weight ORDER BY b.created_at, b.id
             """,
-            {"now": now},
+            {"now": now, "term": settings.VBATCH_LEASE_SECONDS},
         )
         names = [field.name for field in fields(Waiting)]
         return [Waiting(**dict(zip(names, row, strict=True))) for row in cursor.fetchall()]
@@ -84,7 +93,7 @@ def claim(batch_id: str, model: str, holder: str) -> Lease | None:
     now = timezone.now()
     with transaction.atomic():
         shard = (
-            Shard.objects.filter(_claimable(now), batch_id=batch_id, model=model, state__in=OPEN_SHARDS)
+            Shard.objects.filter(_claimable(), batch_id=batch_id, model=model, state__in=OPEN_SHARDS)
             .select_for_update(skip_locked=True)
             .order_by("index")
             .first()
@@ -98,7 +107,7 @@ def claim(batch_id: str, model: str, holder: str) -> Lease | None:
         taken_before = shard.epoch > 0
         Batch.objects.filter(pk=batch_id).update(served_at=now)
         Shard.objects.filter(pk=shard.pk).update(
-            state=ShardState.LEASED, epoch=F("epoch") + 1, holder=holder, lease_expires_at=now + _term()
+            state=ShardState.LEASED, epoch=F("epoch") + 1, holder=holder, lease_expires_at=Now() + _term()
         )
         silent = shard.holder if shard.state == ShardState.LEASED else ""
         if silent:
@@ -145,12 +154,12 @@ def renew(leases: Iterable[Lease]) -> Renewed:
     with connection.cursor() as cursor:
         cursor.execute(
             """
-            UPDATE batches_shard s SET lease_expires_at = %s
+            UPDATE batches_shard s SET lease_expires_at = statement_timestamp() + make_interval(secs => %s)
               FROM unnest(%s::bigint[], %s::int[]) AS mine(id, epoch), batches_batch b
              WHERE s.id = mine.id AND s.epoch = mine.epoch AND s.state = 'leased' AND b.id = s.batch_id
          RETURNING s.id, b.status, b.paused_at
             """,
-            [timezone.now() + _term(), *map(list, zip(*pairs, strict=True))],
+            [settings.VBATCH_LEASE_SECONDS, *map(list, zip(*pairs, strict=True))],
         )
         for shard_id, status, paused_at in cursor.fetchall():
             if status == BatchStatus.IN_PROGRESS:
@@ -231,13 +240,13 @@ def commit(finished: Sequence[tuple[Lease, Outcome]], attempt: Attempt | None = 
             """
             UPDATE batches_shard s
                SET done = s.done + mine.n,
-                   lease_expires_at = %s,
+                   lease_expires_at = statement_timestamp() + make_interval(secs => %s),
                    state = CASE WHEN s.done + mine.n >= s.count THEN 'done' ELSE s.state END
               FROM unnest(%s::bigint[], %s::int[], %s::int[]) AS mine(id, epoch, n)
              WHERE s.id = mine.id AND s.epoch = mine.epoch AND s.state = 'leased'
          RETURNING s.id, s.batch_id, s.state
             """,
-            [now + _term(), ids, [found[i].epoch for i in ids], [len(by_shard[i]) for i in ids]],
+            [settings.VBATCH_LEASE_SECONDS, ids, [found[i].epoch for i in ids], [len(by_shard[i]) for i in ids]],
         )
         rows = cursor.fetchall()
         kept = sorted(shard_id for shard_id, _, _ in rows)
@@ -315,6 +324,11 @@ def release(leases: Iterable[Lease]) -> None:
                 state=ShardState.PENDING, holder="", lease_expires_at=None
             )
         batches.add(lease.batch_id)
+    _ring_for(batches)
+
+
+def _ring_for(batches: set[str]) -> None:
+    """Ring for whoever waits for shards of these batches to be given back."""
     for batch in Batch.objects.filter(pk__in=batches):
         match batch.status:
             case BatchStatus.CANCELLING | BatchStatus.FINALIZING:
@@ -357,5 +371,14 @@ def close_shards(batch_id: str) -> bool:
 
 def are_held(batch_id: str) -> bool:
     """Return whether a worker holds a live lease on a batch."""
-    live = Shard.objects.filter(batch_id=batch_id, state=ShardState.LEASED, lease_expires_at__gt=timezone.now())
-    return live.exists()
+    return Shard.objects.filter(_live(), batch_id=batch_id).exists()
+
+
+def free(holders: Collection[str]) -> int:
+    """Give back what workers that are certainly dead held, without waiting for it to run out; return the shards."""
+    held = Shard.objects.filter(holder__in=holders, state=ShardState.LEASED)
+    found = list(held.values_list("pk", "batch_id"))
+    for shard_id, _ in found:
+        held.filter(pk=shard_id).update(state=ShardState.PENDING, holder="", lease_expires_at=None)
+    _ring_for({batch_id for _, batch_id in found})
+    return len(found)

@@ -1,5 +1,6 @@
 """The site itself as an app: projects, keys, the wire format."""
 
+import sys
 from contextlib import suppress
 
 from django.apps import AppConfig
@@ -16,6 +17,10 @@ class SiteConfig(AppConfig):
         from vbatch_site import audit, checks, doctor  # noqa: F401 (checks register themselves)
 
         audit.listen()
+        if sys.argv[1:2] == ["qcluster"]:
+            from vbatch_site.cluster import prepare
+
+            prepare()
         with suppress(OSError):
             settings.STATIC_ROOT.mkdir(parents=True, exist_ok=True)
 

@@ -1,9 +1,11 @@
 """django-q2's broker on our database, rung by Postgres: a task is seen when its transaction commits, not at a poll."""
 
+import logging
+import time
 from typing import Any
 
 import psycopg
-from django.db import connections
+from django.db import InterfaceError, OperationalError, connections
 from django_q.brokers.orm import ORM
 from django_q.conf import Conf
 from psycopg import sql
@@ -11,6 +13,10 @@ from psycopg import sql
 # Between two looks while nothing rings: for tasks whose worker died, and where the connections go through a pooler
 # that passes no notifications on. A cluster that is to stop notices it so late, too.
 LOOK_SECONDS = 0.5
+# Between two tries while the database is away; django-q2 itself would give up for ten seconds.
+AWAY_SECONDS = 1.0
+
+logger = logging.getLogger(__name__)
 
 
 class Broker(ORM):  # type: ignore[misc]  # django-q2 has no types
@@ -26,19 +32,21 @@ class Broker(ORM):  # type: ignore[misc]  # django-q2 has no types
         return number
 
     def dequeue(self) -> list[tuple[int, str]] | None:
-        """Return tasks, or None after a ring or LOOK_SECONDS of silence."""
-        # Heard from before the look on, so that what comes after the look is not missed.
-        ears = self._listen()
-        # Its own pause when it finds nothing is set to none, see Q_CLUSTER.
-        tasks: list[tuple[int, str]] | None = super().dequeue()
-        if not tasks:
-            try:
+        """Return tasks, or None after a ring, LOOK_SECONDS of silence, or a look at a database that is away."""
+        try:
+            # Heard from before the look on, so that what comes after the look is not missed.
+            ears = self._listen()
+            # Its own pause when it finds nothing is set to none, see Q_CLUSTER.
+            tasks: list[tuple[int, str]] | None = super().dequeue()
+            if not tasks:
                 for _ in ears.notifies(timeout=LOOK_SECONDS, stop_after=1):
                     continue
-            except psycopg.OperationalError:
-                # The database went away: the next look connects anew, and fails in django-q2's way if it can't.
-                connections[Conf.ORM].close()
-        return tasks
+            return tasks
+        except (psycopg.OperationalError, OperationalError, InterfaceError):
+            logger.warning("database is away", extra={"action": "database_lost"})
+            connections.close_all()
+            time.sleep(AWAY_SECONDS)
+            return None
 
     def _listen(self) -> "psycopg.Connection[Any]":
         """Return the connection that looks and listens; Django may have replaced it since the last time."""

@@ -13,7 +13,9 @@ from django.conf import settings
 
 from vbatch_site import guard
 
-STOP_SECONDS = 20.0  # from the polite signal to the kill: draining, committing and stopping an engine fit in
+# From the polite signal to the kill: draining (workers/runner.py), committing and stopping an engine fit in, and the
+# whole tree is gone in 15.
+STOP_SECONDS = 13.0
 RESTART_SECONDS = 2.0  # before a program that ended by itself is started again
 
 
@@ -84,6 +86,7 @@ class Supervisor:
                     if now >= program.restart_at:
                         program.start()
                 elif program.process.poll() is not None:
+                    guard.clear(program.process)
                     yield program
                     program.process, program.restart_at = None, now + RESTART_SECONDS
             time.sleep(0.1)
@@ -95,6 +98,7 @@ class Supervisor:
         for program in self.programs:
             if program.process is not None:
                 program.process.wait()
+                guard.clear(program.process)
 
 
 @contextmanager

@@ -26,7 +26,7 @@ LAST_MOMENT = timedelta(seconds=4)
 LINE_FACTOR = 1.5
 _FORGETTING = 0.995  # of the slowest line's time, with each line that is done
 WORD_SECONDS = 6.0  # that an engine which died gets to leave word of it
-AVOID_SECONDS = 20.0  # for which a service that was lost is not fed again
+AVOID_SECONDS = 8.0  # for which a service that was lost is not fed again
 _POLL_SECONDS = 0.5
 _REFRESH_SECONDS = 0.5
 
@@ -41,6 +41,7 @@ class AttachedEngine:
         self.folder = row.folder
         self.project_id = row.project_id
         self.is_alive = True
+        self.came_back = False  # it was the network
         self.client = EngineClient(row.url, row.key, settings.VBATCH_REQUEST_TIMEOUT)
 
     async def survives(self) -> bool:
@@ -141,6 +142,9 @@ class AttachedSlot(Slot):
                 return self._needed
             if await self._db(services.look, engine.row, self._holder) is None:
                 return False
+            engine.process.came_back = await engine.client.is_healthy()
+            if engine.process.came_back:
+                return False
             await asyncio.sleep(_POLL_SECONDS)
         return False
 
@@ -153,7 +157,7 @@ class AttachedSlot(Slot):
 
     async def bury(self) -> None:
         """Let go of a service that died."""
-        if self.engine is not None:
+        if self.engine is not None and not self.engine.process.came_back:
             # Until those who watch it have seen what became of it.
             self._avoid[self.engine.row] = time.monotonic() + AVOID_SECONDS
         await self.put_away()

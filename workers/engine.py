@@ -19,6 +19,7 @@ from workers.client import EngineClient
 STOP_GRACE_SECONDS = 8.0  # vLLM frees a GPU in two or three; after this it is killed
 # Weights of a large model come from a slow disk or a hub; a load that takes longer than this is stuck.
 LOAD_SECONDS = 3600.0
+ORPHAN_SECONDS = 2.0  # when its worker is dead: nobody reads its answers, and the next engine wants the GPU
 _POLL_SECONDS = 0.1
 _TAIL_BYTES = 64 << 10
 
@@ -126,7 +127,9 @@ class EngineProcess:
         self.spec.log.parent.mkdir(parents=True, exist_ok=True)
         with self.spec.log.open("ab") as log:
             self._log_start = log.tell()
-            self._process = guard.start(STOP_GRACE_SECONDS, program, env=environment, stdout=log, stderr=log)
+            self._process = guard.start(
+                STOP_GRACE_SECONDS, program, orphan_seconds=ORPHAN_SECONDS, env=environment, stdout=log, stderr=log
+            )
 
     async def wait_ready(self) -> None:
         """Return once the engine answers; raise EngineError when it dies or takes too long."""
@@ -153,6 +156,7 @@ class EngineProcess:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+        guard.clear(process)
         if process.stdin:
             process.stdin.close()
 

@@ -32,6 +32,7 @@ def start_runner(**_: Any) -> None:
     from workers.watcher import WatcherThread
 
     watcher = WatcherThread()
+    Finalize(None, watcher.ask, exitpriority=101)
     Finalize(None, watcher.stop, exitpriority=99)
     watcher.start()
     _runner = RunnerThread(f"{socket.gethostname()}-{os.getpid()}-{os.urandom(3).hex()}")

@@ -1,19 +1,23 @@
 """What the database knows of workers and engines: every write about them is here."""
 
+import logging
 import os
 import socket
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import timedelta
 
 from django.conf import settings
 from django.utils import timezone
 
+from batches import leases
 from batches.models import Provenance
 from workers import catalogue, counting, demand, lending, machine
 from workers.engine import EngineSpec, split_arguments
 from workers.models import ENDED_SERVICES, ServedModel, Service, ServiceState, Wanted, Worker
 from workers.provenance import Facts, digest
+
+logger = logging.getLogger(__name__)
 
 
 def beat(holder: str) -> None:
@@ -113,10 +117,15 @@ def ended(service_id: int) -> None:
     Service.objects.filter(pk=service_id).update(state=ServiceState.COMPLETED, ended_at=timezone.now())
 
 
-def abandoned(holder: str) -> None:
-    """Note that a worker no longer has the engines that it is said to have."""
-    live = Service.objects.filter(worker_id=holder).exclude(state__in=ENDED_SERVICES)
-    live.update(state=ServiceState.FAILED, ended_at=timezone.now(), error="Its worker failed.")
+def bury(holders: Collection[str]) -> None:
+    """Take over from workers that are certainly dead: what they had leased is free, and their engines are gone."""
+    if shards := leases.free(holders):
+        logger.warning("took over from a dead worker", extra={"action": "takeover", "shards": shards})
+    now = timezone.now()
+    Worker.objects.filter(pk__in=holders, stopped_at=None).update(stopped_at=now)
+    Service.objects.filter(fed_by__in=holders).update(fed_by=None)
+    live = Service.objects.filter(worker__in=holders).exclude(state__in=ENDED_SERVICES)
+    live.update(state=ServiceState.FAILED, ended_at=now, error="Its worker failed.")
 
 
 def facts(holder: str) -> tuple[dict[str, float], dict[str, int]]:

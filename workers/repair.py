@@ -18,9 +18,7 @@ def killed() -> Iterable[str]:
     host = socket.gethostname()
     dead = {row.pk for row in Worker.objects.filter(host=host, stopped_at=None) if not _lives(row)}
     if dead:
-        for holder in dead:
-            registry.abandoned(holder)
-            registry.stopped(holder)
+        registry.bury(dead)
         yield f"took note of workers of this host that were killed: {len(dead)}"
     rows = Service.objects.filter(launcher=Launcher.LOCAL, host=host).exclude(state__in=ENDED_SERVICES)
     by_id = {row.job_id: row for row in rows}

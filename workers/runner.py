@@ -49,7 +49,7 @@ SEARCH_SECONDS = 2.0
 BEAT_SECONDS = 2.0  # between two signs of life in the database
 LEARN_SECONDS = 5.0  # between two looks at what loading costs and what other workers have loaded
 PAUSE_GRACE_SECONDS = 2.5  # what lines in flight get to finish when their batch is paused
-DRAIN_SECONDS = 4.0  # what lines in flight get to finish when the process is asked to stop
+DRAIN_SECONDS = 7.0  # what lines in flight get to finish when the process is asked to stop; all of it takes under 15
 MAX_ATTEMPTS = 3  # of one line, engine crashes not counted
 BACKOFF_SECONDS = 0.5  # before the second attempt; doubles
 MAX_CULPRITS = 3  # engine deaths pinned on single lines in a row before the engine itself is blamed
@@ -91,7 +91,6 @@ class Runner:
 
     async def run(self) -> None:
         """Work until asked to stop, then give everything back."""
-        await self._db(registry.abandoned, self.holder)
         committer = asyncio.create_task(self._commit_forever())
         sides = [
             asyncio.create_task(self._every(BEAT_SECONDS, self._beat)),
@@ -465,14 +464,15 @@ class Runner:
             task.cancel()
         self._backlog.clear()
         deadline = time.monotonic() + DRAIN_SECONDS
-        while self._in_flight and self._loading is None and time.monotonic() < deadline:
-            await asyncio.sleep(0.05)
-        if self._loading is not None:
-            self._loading.cancel()
-            await asyncio.gather(self._loading, return_exceptions=True)
-        committer.cancel()
-        await asyncio.gather(committer, *sides, return_exceptions=True)
         try:
+            while self._in_flight and self._loading is None and time.monotonic() < deadline:
+                await self._keep_leases()
+                await asyncio.sleep(0.05)
+            if self._loading is not None:
+                self._loading.cancel()
+                await asyncio.gather(self._loading, return_exceptions=True)
+            committer.cancel()
+            await asyncio.gather(committer, *sides, return_exceptions=True)
             for held in list(self._held):
                 await self._drop(held)
             await self._commit()

@@ -230,7 +230,7 @@ def _note_process(service: Service, sight: Sight) -> None:
 
 # What runners ask.
 
-WORKER_SILENCE = timedelta(seconds=15)  # after which a worker's service is free for another
+WORKER_SILENCE = timedelta(seconds=10)  # after which a worker's service is free for another
 LEAST_LIFE = timedelta(seconds=15)  # that a service must have left to be worth attaching to
 
 

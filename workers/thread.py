@@ -9,6 +9,7 @@ import uvloop
 from django.conf import settings
 from django.db import connections
 
+from workers import registry
 from workers.devices import NoSlotError, SlotLock
 from workers.runner import Runner
 
@@ -51,10 +52,15 @@ class RunnerThread:
         """Run, and run again after a fault: leases of the failed run expire or are released by it."""
         while not self._asked_to_stop:
             try:
-                self._slot = self._slot or SlotLock(settings.VBATCH_HOME / "slots", settings.VBATCH_GPU_WORKERS)
+                self._slot = self._slot or SlotLock(
+                    settings.VBATCH_HOME / "slots", settings.VBATCH_GPU_WORKERS, self._holder
+                )
+                # Whoever ran in this slot before is dead, also where that was an earlier runner of this process.
+                registry.bury({self._holder, self._slot.predecessor})
+                connections.close_all()
                 with asyncio.Runner(loop_factory=uvloop.new_event_loop) as loop_runner:
                     self._loop = loop_runner.get_loop()
-                    loop_runner.run(self._run())
+                    loop_runner.run(self._run(self._slot))
             except NoSlotError:
                 # A predecessor that is still being stopped has it, or another command that works on the same home.
                 time.sleep(RESTART_SECONDS)
@@ -64,8 +70,8 @@ class RunnerThread:
             finally:
                 connections.close_all()
 
-    async def _run(self) -> None:
-        self._runner = Runner(self._holder, self._slot.environment() if self._slot else {})
+    async def _run(self, slot: SlotLock) -> None:
+        self._runner = Runner(self._holder, slot.environment())
         if self._asked_to_stop:
             self._runner.stopping = True
         await self._runner.run()

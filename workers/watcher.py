@@ -49,6 +49,10 @@ class WatcherThread:
         """Start the thread."""
         self._thread.start()
 
+    def ask(self) -> None:
+        """Ask it to stop."""
+        self._stop.set()
+
     def stop(self) -> None:
         """Stop; services go on."""
         self._stop.set()

@@ -130,7 +130,7 @@ PAGES = (
 def _served(browser: Client, url: str) -> int:
     """Answer a request as the server does, without the copies of contexts that a test's client keeps."""
     path, _, query = url.partition("?")
-    return int(browser.handler(browser._base_environ(PATH_INFO=path, QUERY_STRING=quote(query, "=&/"))).status_code)
+    return int(browser.handler(browser._base_environ(PATH_INFO=path, QUERY_STRING=quote(query, "=&/"))).status_code)  # type: ignore[attr-defined]
 
 
 def test_list_pages_answer_within_a_tenth_of_a_second(operator: Client) -> None:

@@ -82,6 +82,14 @@ def chat_line(custom_id: str, text: str = "hello", model: str | None = MODEL, **
     return json.dumps(line) + "\n"
 
 
+def _words(process: psutil.Process) -> list[str]:
+    """Return the command line, empty for one that has ended."""
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
 class Server:
     """One process tree and the ways to look at it."""
 
@@ -203,11 +211,11 @@ class Server:
 
     def engine(self) -> psutil.Process:
         """Return the simulated engine's process."""
-        return next(p for p in self.tree() if "workers.sim" in p.cmdline() and "guard.py" not in " ".join(p.cmdline()))
+        return next(p for p in self.tree() if "workers.sim" in _words(p) and "guard.py" not in " ".join(_words(p)))
 
     def web(self) -> psutil.Process:
         """Return the process that serves HTTP."""
-        return next(p for p in self.tree() if "uvicorn" in p.cmdline() and "guard.py" not in " ".join(p.cmdline()))
+        return next(p for p in self.tree() if "uvicorn" in _words(p) and "guard.py" not in " ".join(_words(p)))
 
     def query(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:
         """Ask the server's own database."""

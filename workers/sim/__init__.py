@@ -33,6 +33,7 @@ Environment
                                     the same run fails in the same places, and a retry can succeed
     VBATCH_SIM_WAKE_GARBLES         1: texts are wrong after a /wake_up
     VBATCH_SIM_REQUEST_LOG          file that gets the user text of each request taken, one JSON string a line
+    VBATCH_SIM_ORDERS               file whose markers (below) every request is taken to have, for as long as it exists
 
 A variable that isn't a number in its range ends the program with 2.
 

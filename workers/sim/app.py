@@ -15,6 +15,7 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import parse_qs
 
@@ -161,7 +162,7 @@ class App:
         if self._log >= 0:
             # One write of the whole line: O_APPEND keeps the lines of several servers apart.
             os.write(self._log, msgspec.json.encode(job.user_text) + b"\n")
-        markers = _markers(raw)
+        markers = _markers(raw) | self._orders()
         if b"crash" in markers:
             _crash()
         engine = self._engine
@@ -183,6 +184,15 @@ class App:
             engine.aborted += 1
         finally:
             watcher.cancel()
+
+    def _orders(self) -> dict[bytes, bytes]:
+        """Read what all requests are taken to ask for at present."""
+        if not self._knobs.orders:
+            return {}
+        try:
+            return _markers(Path(self._knobs.orders).read_bytes())
+        except OSError:
+            return {}
 
     async def _work(self, job: Job, request_id: str, markers: dict[bytes, bytes], send: Send) -> None:
         """Wait for a place, then for as long as the knobs and markers say, and answer."""

@@ -26,6 +26,7 @@ class Knobs:
     failure_rate: float = 0.0
     wake_garbles: bool = False
     request_log: str = ""
+    orders: str = ""
 
     @property
     def instant(self) -> bool:
@@ -57,6 +58,7 @@ class Knobs:
             failure_rate=number("VBATCH_SIM_FAILURE_RATE", most=1),
             wake_garbles=bool(number("VBATCH_SIM_WAKE_GARBLES", most=1)),
             request_log=environment.get("VBATCH_SIM_REQUEST_LOG", ""),
+            orders=environment.get("VBATCH_SIM_ORDERS", ""),
         )
 
 

@@ -145,12 +145,12 @@ def test_the_gpus_of_a_host_are_dealt_out_whole_and_once() -> None:
 
 def test_a_slot_is_owned_once_and_free_again_after_its_owner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
-    first, second = devices.SlotLock(tmp_path, 2), devices.SlotLock(tmp_path, 2)
+    first, second = devices.SlotLock(tmp_path, 2, "first"), devices.SlotLock(tmp_path, 2, "second")
     assert [lock.environment()["CUDA_VISIBLE_DEVICES"] for lock in (first, second)] == ["4", "5"]
     with pytest.raises(devices.NoSlotError):
-        devices.SlotLock(tmp_path, 2)
+        devices.SlotLock(tmp_path, 2, "third")
     first.give_back()
-    assert devices.SlotLock(tmp_path, 2).index == 0
+    assert devices.SlotLock(tmp_path, 2, "third").index == 0
 
 
 def test_a_canary_tells_another_text_from_another_moment() -> None:

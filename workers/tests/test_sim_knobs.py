@@ -144,6 +144,16 @@ def test_the_request_log_has_the_user_text_of_each_request_taken(tmp_path: Path)
     ]
 
 
+def test_orders_are_markers_of_every_request_for_as_long_as_their_file_exists(tmp_path: Path) -> None:
+    orders = tmp_path / "orders"
+    with serving(VBATCH_SIM_ORDERS=str(orders)) as sim:
+        assert sim.chat("hello").status == 200
+        orders.write_text("[[sim:500]]")
+        assert sim.chat("hello").status == 500
+        orders.unlink()
+        assert sim.chat("hello").status == 200
+
+
 def test_every_route_is_503_until_the_server_has_started() -> None:
     with serving(wait=False, VBATCH_SIM_STARTUP="1.5") as sim:
         assert sim.get("/health").status == 503
@@ -189,7 +199,7 @@ def test_every_variable_and_marker_is_documented() -> None:
     package = ROOT / "workers" / "sim"
     documented = workers.sim.__doc__ or ""
     variables = set(re.findall(r"VBATCH_SIM_[A-Z_]+[A-Z]", (package / "knobs.py").read_text()))
-    assert len(variables) == 10
+    assert len(variables) == 11
     for name in variables:
         assert name in documented
     for marker in ("crash", "hang", "slow", "400", "500", "503once", "garbage", "truncate", "200error"):

@@ -14,7 +14,7 @@ import openai
 import pytest
 
 from vbatch_site.tests.contract.forms import uploaded_files
-from vbatch_site.tests.servers import Server, chat_line, wait_until
+from vbatch_site.tests.servers import Server, Web, chat_line, wait_until
 
 PART_BYTES = 67_108_864  # the SDK's DEFAULT_PART_SIZE
 
@@ -365,7 +365,7 @@ def test_a_large_file_goes_up_in_parts_of_the_sdks_own_size(client: openai.OpenA
 
 def test_a_server_killed_while_it_takes_and_joins_parts_goes_on_and_keeps_no_stray_bytes(new_home: Path) -> None:
     chunk = random.randbytes(24 << 20)
-    with Server(new_home) as server, ThreadPoolExecutor(4) as pool:
+    with Web(new_home) as server, ThreadPoolExecutor(4) as pool:
         upload_id = begun(server, 6 * len(chunk))
         ids = [part(server, upload_id, chunk) for _ in range(6)]
         doomed: list[Future[Any]] = [pool.submit(part, server, upload_id, chunk) for _ in range(3)]

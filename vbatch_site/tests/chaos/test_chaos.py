@@ -1,0 +1,184 @@
+"""What is promised when parts of a running server die, hang, lie or run full: one tree, broken again and again."""
+
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from vbatch_site.tests.chaos import judge
+from vbatch_site.tests.chaos.attached import attached
+from vbatch_site.tests.chaos.faults import is_alive
+from vbatch_site.tests.chaos.fight import LINES, Outcome, fight
+from vbatch_site.tests.chaos.relay import CUT, OPEN, STALLED, Relay
+from vbatch_site.tests.chaos.schedule import FINALIZING, RUNNING, Strike
+from vbatch_site.tests.chaos.tree import Tree
+from vbatch_site.tests.contract.forms import multipart, send_form
+from vbatch_site.tests.servers import chat_line, wait_until
+
+TAKEOVER_SECONDS = 15
+STOP_SECONDS = 15
+# What is sent between the count of what is in flight and the kill, in a quarter of a second.
+SENT_MEANWHILE = 80
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tree]:
+    """A server of this module's own, on which no test can rely to have the same processes as before."""
+    tree = Tree(tmp_path_factory.mktemp("chaos") / "home")
+    if not tree.mount_disk() and os.environ.get("CI"):
+        pytest.fail("mounting a small file system needs root and the right to mount")
+    try:
+        with tree:
+            yield tree
+    finally:
+        tree.unmount_disk()
+
+
+def struck(tree: Tree, moment: str, *names: str, steering: str = "", delay: float = 0.0, lines: int = LINES) -> Outcome:
+    """Carry out a strike after which everything must be as promised."""
+    outcome = fight(tree, Strike(moment, names, steering, delay), lines=lines)
+    assert not outcome.complaints, (outcome, tree.log.read_text()[-6000:])
+    assert outcome.verdict.lost == outcome.verdict.doubled == 0
+    return outcome
+
+
+def test_a_killed_gpu_worker_is_replaced_in_time_and_only_what_was_in_flight_runs_twice(tree: Tree) -> None:
+    outcome = struck(tree, RUNNING, "worker killed")
+    assert outcome.seconds["worker killed"] < TAKEOVER_SECONDS
+    assert outcome.repeated <= outcome.exposed + SENT_MEANWHILE
+
+
+def test_a_frozen_gpu_workers_lines_go_to_another_in_time_and_what_it_does_later_counts_for_nothing(tree: Tree) -> None:
+    outcome = struck(tree, RUNNING, "worker frozen")
+    assert outcome.seconds["worker frozen"] < TAKEOVER_SECONDS
+    assert outcome.repeated <= outcome.exposed + SENT_MEANWHILE
+
+
+def test_when_a_guard_is_killed_all_that_it_guarded_ends(tree: Tree) -> None:
+    assert struck(tree, RUNNING, "guard killed").seconds["guard killed"] < TAKEOVER_SECONDS
+
+
+def test_a_killed_tree_goes_on_after_a_new_start(tree: Tree) -> None:
+    outcome = struck(tree, RUNNING, "tree killed")
+    assert outcome.repeated <= outcome.exposed + SENT_MEANWHILE
+
+
+def test_a_killed_postgres_is_started_again_and_no_line_runs_twice_but_those_in_flight(tree: Tree) -> None:
+    outcome = struck(tree, RUNNING, "postgres killed")
+    assert outcome.repeated <= outcome.exposed + SENT_MEANWHILE
+
+
+def test_a_killed_engine_is_started_again_and_an_engine_that_fails_for_a_moment_costs_no_line(tree: Tree) -> None:
+    struck(tree, RUNNING, "engine killed", "engine fails")
+
+
+def test_the_end_of_a_batch_survives_a_kill_at_any_point(tree: Tree) -> None:
+    for fault, delay in (
+        ("default worker killed", 0.0),
+        ("default worker killed", 0.03),
+        ("default cluster killed", 0.06),
+    ):
+        struck(tree, FINALIZING, fault, delay=delay, lines=LINES // 3)
+
+
+def test_a_full_disk_holds_up_the_end_of_a_batch_refuses_an_upload_and_keeps_nothing_of_it(tree: Tree) -> None:
+    if not tree.has_disk:
+        pytest.skip("mounting a small file system needs root and the right to mount")
+    struck(tree, FINALIZING, "disk full", lines=LINES // 2)
+    known = tree.query("SELECT count(*) FROM files_file")
+    tree.fill_disk()
+    try:
+        for size in (1000, 3 << 20):
+            content = chat_line("a", "x" * size)
+            status, _, answer = send_form(tree, multipart([("purpose", None, "batch"), ("file", "f", content)]))
+            assert status == 507, answer
+            assert answer["error"]["code"] == "storage_error"
+        assert tree.query("SELECT count(*) FROM files_file") == known
+    finally:
+        tree.free_disk()
+
+
+def test_a_network_that_is_cut_between_worker_and_service_costs_no_line(tmp_path: Path) -> None:
+    with attached(tmp_path / "home") as (tree, relay):
+        for state in (CUT, STALLED):
+            assert _interrupted(tree, relay, state) < TAKEOVER_SECONDS
+
+
+def _interrupted(tree: Tree, relay: Relay, state: str, seconds: float = 1.0) -> float:
+    """Interrupt the network in the middle of a batch; return the seconds from its return until results come again."""
+    asked = {f"line-{i}": f"{state}-{i}" for i in range(LINES // 3)}
+    batch_id = tree.create("".join(chat_line(*pair) for pair in asked.items()))
+    wait_until(lambda: tree.committed_of(batch_id) > LINES // 10, 60)
+    relay.set(state)
+    time.sleep(seconds)
+    before = tree.committed_of(batch_id)
+    relay.set(OPEN)
+    began = time.monotonic()
+    wait_until(lambda: tree.committed_of(batch_id) > before, 60)
+    took = time.monotonic() - began
+    tree.wait(batch_id)
+    assert not judge.batch(tree, batch_id, asked, ("completed",)).complaints
+    return took
+
+
+def test_a_cancelled_batch_ends_well_while_everything_else_breaks(tree: Tree) -> None:
+    struck(tree, RUNNING, "worker killed", "connections ended", "web killed", steering="cancelled")
+
+
+def test_one_line_that_kills_the_engine_gets_an_error_and_the_rest_goes_on(tree: Tree) -> None:
+    before = tree.query("SELECT count(*) FROM workers_service WHERE state = 'failed'")[0][0]
+    content = "".join(chat_line(f"line-{i}", "[[sim:crash]]" if i == 100 else "fine") for i in range(400))
+    batch = tree.wait(tree.create(content), 120)
+    output, errors = tree.lines(batch)
+    assert [(line["custom_id"], line["error"]["code"]) for line in errors] == [("line-100", "engine_crashed")]
+    assert Counter(line["custom_id"] for line in output) == Counter(f"line-{i}" for i in range(400) if i != 100)
+    crashes = tree.query("SELECT count(*) FROM workers_service WHERE state = 'failed'")[0][0] - before
+    assert crashes <= 11  # log2(512 in flight) + 2
+
+
+def test_sigterm_in_a_run_loses_nothing_redoes_nothing_and_leaves_no_process(tree: Tree) -> None:
+    batch_id = tree.create("".join(chat_line(f"line-{i}", f"stopped-{i}") for i in range(LINES)))
+    wait_until(lambda: tree.batch(batch_id)["request_counts"]["completed"] > LINES // 5, 60)
+    processes = tree.tree()
+    started = time.monotonic()
+    tree.stop()
+    assert time.monotonic() - started < STOP_SECONDS
+    assert not [p for p in processes if is_alive(p)]
+    tree.start()
+    assert tree.wait(batch_id, 120)["request_counts"] == {"total": LINES, "completed": LINES, "failed": 0}
+    assert judge.seen(tree, 0).keys() >= {f"stopped-{i}" for i in range(LINES)}
+    assert max(count for text, count in judge.seen(tree, 0).items() if text.startswith("stopped")) == 1
+
+
+def test_nothing_of_all_this_left_bytes_without_a_row_or_rows_without_bytes(tree: Tree) -> None:
+    assert not judge.storage(tree)
+
+
+def test_the_death_of_the_root_ends_all(tree: Tree) -> None:
+    assert tree.process is not None
+    processes = tree.tree()
+    tree.process.kill()
+    tree.process.wait()
+    psutil.wait_procs(processes[1:], timeout=30)
+    assert not [p for p in processes if is_alive(p)]
+    assert not tree.strays()
+
+
+def test_a_second_signal_ends_all_at_once(tree: Tree) -> None:
+    tree.start()
+    batch_id = tree.create("".join(chat_line(f"line-{i}", "[[sim:slow:30]]") for i in range(20)))
+    wait_until(lambda: tree.batch(batch_id)["status"] == "in_progress", 60)
+    time.sleep(1)
+    processes, started = tree.tree(), time.monotonic()
+    assert tree.process is not None
+    tree.process.send_signal(signal.SIGTERM)
+    time.sleep(0.5)
+    tree.process.send_signal(signal.SIGTERM)
+    tree.process.wait(STOP_SECONDS)
+    assert time.monotonic() - started < 5
+    assert not [p for p in processes if is_alive(p)]
