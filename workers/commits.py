@@ -87,7 +87,8 @@ class Outbox:
         if not finished:
             return set()
         answers = [(held.lease, outcome) for held, outcome in finished]
-        await self._db(Commit(answers, self._noted, self._provenance()))
+        # Whoever stops the runner cancels this, also while the commit still waits for the database's thread.
+        await asyncio.shield(self._db(Commit(answers, self._noted, self._provenance())))
         for held, _ in finished:
             held.uncommitted -= 1
         return {held for held, _ in finished if held.uncommitted == 0}
