@@ -53,15 +53,11 @@ def make_roles(apps: Any, schema_editor: Any) -> None:
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("vbatch_site", "0003_scopes_limits"),
+        ("vbatch_site", "0002_tables"),
         ("auth", "0012_alter_user_first_name_max_length"),
         ("contenttypes", "0002_remove_content_type_name"),
     ]
 
     operations = [
-        migrations.AlterModelOptions(
-            name="project",
-            options={"ordering": ["name"], "permissions": list(RIGHTS.items())},
-        ),
         migrations.RunPython(make_roles, migrations.RunPython.noop),
     ]

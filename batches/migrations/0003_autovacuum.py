@@ -24,7 +24,7 @@ def _names(options):
 
 
 class Migration(migrations.Migration):
-    dependencies = [("batches", "0010_operators"), ("django_q", "__latest__")]
+    dependencies = [("batches", "0002_sweep_schedule"), ("django_q", "__latest__")]
 
     operations = [
         migrations.RunSQL(f"ALTER TABLE {table} SET ({options})", f"ALTER TABLE {table} RESET ({_names(options)})")
