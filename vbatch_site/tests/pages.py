@@ -16,8 +16,8 @@ TRIED = {
     *(
         f"docs/{name}.md"
         for name in (
-            "api", "connecting", "formats", "getting-started", "live", "operating", "preflight", "security", "services",
-            "steering", "webhooks",
+            "api", "connecting", "formats", "getting-started", "live", "observability", "operating", "preflight",
+            "security", "services", "steering", "webhooks",
         )
     ),
     "examples/README.md",

@@ -85,12 +85,14 @@ async def unreachable(_: Request, error: openai.APIConnectionError) -> JSONRespo
 
 
 @app.post("/jobs", status_code=202)
-def submit(file: UploadFile) -> dict[str, Any]:
+def submit(file: UploadFile, background: BackgroundTasks) -> dict[str, Any]:
     """Take a JSONL file of requests."""
     try:
         job = jobs.submit(file.filename or "requests.jsonl", file.file)
     except ValueError:
         raise HTTPException(422, "The first line is not JSON.") from None
+    # A short batch may have ended, and its webhook come, before the job was written down under the batch's id.
+    background.add_task(follow, job)
     return _job(job)
 
 
@@ -137,9 +139,10 @@ async def receive(request: Request, background: BackgroundTasks) -> Response:
     event = json.loads(body)
     job = event.get("batch_id") or event.get("data", {}).get("id") or event.get("id")
     is_new = await run_in_threadpool(store.is_new, webhook_id)
-    if is_new and await run_in_threadpool(store.job, job) is not None:
+    if is_new:
         logger.info("webhook %s: %s %s", webhook_id, event.get("type"), job)
-        background.add_task(follow, job)
+        if await run_in_threadpool(store.job, job) is not None:
+            background.add_task(follow, job)
     return Response(status_code=204)
 
 
