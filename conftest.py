@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 import pytest
 from hypothesis import settings
 
+from files.tests.s3 import S3
 from vbatch_site.tests.servers import Server
 from workers.tests import slurm as slurm_cluster
 from workers.tests.slurm import Cluster
@@ -37,6 +38,13 @@ def slurm() -> Iterator[Cluster]:
         Path(folder).chmod(0o755)
         with Cluster(Path(folder)) as cluster:
             yield cluster
+
+
+@pytest.fixture(scope="session")
+def bucket() -> Iterator[dict[str, str]]:
+    """An empty bucket in an S3 server of this test run's own: the settings that lead to it."""
+    with S3() as server:
+        yield server.settings
 
 
 @pytest.fixture

@@ -11,13 +11,14 @@ class BatchesConfig(AppConfig):
         """Turn what happens to batches into webhook events, and start a courier in each default worker process."""
         from django_q.signals import post_spawn
 
-        from batches import counting, doorbell, erasure, metrics, revival, signals
+        from batches import counting, doorbell, erasure, metrics, revival, signals, traces
         from batches.webhooks import events, process
         from files.deletion import deleted
         from vbatch_site.erasure import Room, register
         from vbatch_site.metrics import add
 
         add(metrics.of_batches)
+        traces.connect()
         register("batches", Room(erasure.empty, erasure.is_empty))
         signals.moved.connect(counting.move, dispatch_uid="batches.counting.move")
         signals.moved.connect(events.on_move, dispatch_uid="batches.webhooks.on_move")

@@ -8,7 +8,7 @@ by the database's clock alone: those of hosts differ, and are set.
 import logging
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
@@ -24,7 +24,7 @@ from batches.demand import Waiting
 from batches.models import Batch, Result, Shard, StaleTransition
 from batches.outcome import Outcome
 from batches.planning import PlannedLine, unpack
-from batches.signals import progressed
+from batches.signals import let_go, progressed
 from batches.states import OPEN_SHARDS, BatchStatus, ShardState
 from files.models import File
 
@@ -44,6 +44,8 @@ class Lease:
     input_path: str
     expires_at: datetime
     lines: tuple[PlannedLine, ...]  # those without a result yet
+    holder: str = ""
+    claimed_at: datetime = field(default_factory=timezone.now)
 
 
 logger = logging.getLogger(__name__)
@@ -84,7 +86,7 @@ def waiting(now: datetime) -> list[Waiting]:
             """,
             {"now": now, "term": settings.VBATCH_LEASE_SECONDS},
         )
-        names = [field.name for field in fields(Waiting)]
+        names = [column.name for column in fields(Waiting)]
         return [Waiting(**dict(zip(names, row, strict=True))) for row in cursor.fetchall()]
 
 
@@ -135,6 +137,8 @@ def claim(batch_id: str, model: str, holder: str) -> Lease | None:
         input_path=path,
         expires_at=batch.expires_at,
         lines=lines,
+        holder=holder,
+        claimed_at=now,
     )
 
 
@@ -264,6 +268,7 @@ def commit(finished: Sequence[tuple[Lease, Outcome]], attempt: Attempt | None = 
     for shard_id, batch_id, state in rows:
         if state == ShardState.DONE:
             logger.info("shard done", extra={"action": "shard_done", "batch": batch_id, "shard": shard_id})
+            let_go.send(Lease, lease=found[shard_id], outcome="done")
     return set(kept)
 
 
@@ -324,6 +329,7 @@ def release(leases: Iterable[Lease]) -> None:
                 state=ShardState.PENDING, holder="", lease_expires_at=None
             )
         batches.add(lease.batch_id)
+        let_go.send(Lease, lease=lease, outcome="released")
     _ring_for(batches)
 
 

@@ -191,9 +191,9 @@ class Batch(models.Model):
             if not sources or not Batch.objects.filter(pk=self.pk, status__in=sources).update(**changes):
                 raise StaleTransition(f"{self.pk} can't become {to.value}")
             BatchEvent.objects.create(batch_id=self.pk, at=now, status=to, reason=reason)
-            moved.send(Batch, batch_id=self.pk, to=to, at=now)
             extra = {"action": f"batch_{to}", "batch": self.pk, "reason": reason}
             transaction.on_commit(lambda: logger.info("batch moved", extra=extra))
+            moved.send(Batch, batch_id=self.pk, to=to, at=now)
         for name, value in changes.items():
             setattr(self, name, value)
 

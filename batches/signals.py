@@ -7,3 +7,6 @@ moved = Signal()
 
 # Lines of a batch got results: `batch_id`, `before` and `after` (finished lines), `total`.
 progressed = Signal()
+
+# A worker no longer holds a lease: `lease`, and `outcome`, done or released. Sent after that transaction.
+let_go = Signal()

@@ -15,6 +15,7 @@ from batches import creation, preflight, results, retrying, schema, standing, st
 from batches.models import Batch, StaleTransition
 from batches.serializers import batch_dicts, queue_dict
 from batches.states import BatchStatus
+from vbatch_site import traces
 from vbatch_site.models import Project
 from vbatch_site.openai import idempotency, owned
 from vbatch_site.openai.auth import ApiRequest
@@ -60,7 +61,9 @@ class BatchesView(APIView):
     def post(self, request: ApiRequest) -> Response:
         """Start a batch."""
         key = idempotency.claim(request, request.data)
-        return _shown(creation.create(request.user, request.data, key, by=request.auth))
+        batch = creation.create(request.user, request.data, key, by=request.auth)
+        traces.name_request(request, "create", batch.pk, batch=batch.pk)
+        return _shown(batch)
 
     def get(self, request: ApiRequest) -> Response:
         """List batches, newest first."""

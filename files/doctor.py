@@ -24,7 +24,8 @@ def look() -> Iterable[Finding]:
             storage.delete(name)
     except OSError as error:
         said = f"can't be written: {error.strerror or one_line(error)}"
-        yield Finding("storage", FAILED, said, "Free some space, or give the folder files of VBATCH_HOME to this user.")
+        todo = "Free some space, give the folder files of VBATCH_HOME to this user, or check the bucket's keys."
+        yield Finding("storage", FAILED, said, todo)
         return
     seconds = time.monotonic() - started
     said = f"written, synced and read in {seconds * 1000:.0f} ms"

@@ -4,6 +4,7 @@ import errno
 import os
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -13,12 +14,17 @@ from typing import Any, BinaryIO, Protocol, cast
 from asgiref.sync import sync_to_async
 from django.conf import settings
 from django.core.files import File as DjangoFile
-from django.core.files.storage import FileSystemStorage, default_storage
+from django.core.files.storage import FileSystemStorage, default_storage, storages
 from django.core.files.uploadedfile import UploadedFile
 
 _BLOCK = 1 << 20  # bytes moved at a time
 _KERNEL_BLOCK = 1 << 30  # bytes that the kernel is asked to copy at a time
+_KEPT_COPIES = 2  # of stored files, in each process: the running batch's and the next one's
 _REAL_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EIO}  # the others say only that the kernel can't do this copy
+
+
+_copies: dict[str, int] = {}  # descriptors by name, the last used at the end
+_copying = threading.Lock()
 
 
 class StorageFull(OSError):
@@ -41,9 +47,14 @@ def _fsync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
+def _is_local() -> bool:
+    # Not default_storage, which is nothing yet before its first use.
+    return isinstance(storages["default"], FileSystemStorage)
+
+
 def _publish(temporary: Path, name: str) -> None:
     """Give finished bytes their name; on local disk they are durable before the name exists."""
-    if isinstance(default_storage._wrapped, FileSystemStorage):  # type: ignore[attr-defined]
+    if _is_local():
         with temporary.open("rb") as stream:
             os.fsync(stream.fileno())
         target = Path(default_storage.path(name))
@@ -52,8 +63,7 @@ def _publish(temporary: Path, name: str) -> None:
         _fsync_folder(target.parent)
         return
     with temporary.open("rb") as stream:
-        default_storage.delete(name)
-        default_storage.save(name, DjangoFile(stream))
+        default_storage.save(name, DjangoFile(stream))  # replaces what has the name, at once
     temporary.unlink()
 
 
@@ -176,9 +186,21 @@ def size(name: str) -> int:
 
 
 def local_descriptor(name: str) -> int:
-    """Return a descriptor that can be read at any offset; what lies elsewhere is copied to an unnamed local file."""
-    if isinstance(default_storage._wrapped, FileSystemStorage):  # type: ignore[attr-defined]
+    """Return a descriptor that can be read at any offset; what lies elsewhere is copied to an unnamed local file.
+
+    A process keeps its last copies: each shard of a batch opens the same file.
+    """
+    if _is_local():
         return os.open(default_storage.path(name), os.O_RDONLY)
+    with _copying:
+        copy = _copies.pop(name, -1)
+        _copies[name] = copy if copy >= 0 else _copied(name)
+        while len(_copies) > _KEPT_COPIES:
+            os.close(_copies.pop(next(iter(_copies))))
+        return os.dup(_copies[name])
+
+
+def _copied(name: str) -> int:
     temporary = _temporary()
     try:
         with opened(name) as source, temporary.open("wb") as out:
@@ -196,10 +218,12 @@ def free_bytes() -> int:
 
 
 def probe() -> None:
-    """Write a byte where files arrive, and keep nothing of it; raise OSError when that can't be done."""
+    """Write a byte where files arrive, keep nothing of it, and look at the bucket; raise OSError if that can't be."""
     with tempfile.TemporaryFile(dir=settings.FILE_UPLOAD_TEMP_DIR) as stream:
         stream.write(b"x")
         stream.flush()
+    if not _is_local():
+        storages["default"].check()  # type: ignore[attr-defined]
 
 
 def delete_abandoned(older_than_seconds: float) -> int:

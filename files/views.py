@@ -15,6 +15,7 @@ from files import deletion, parts, schema, storage, uploads
 from files.models import PRIVATE_PURPOSES, File, Upload
 from files.multipart import DataParser
 from files.serializers import file_dict, part_dict, upload_dict
+from vbatch_site import traces
 from vbatch_site.openai import idempotency, owned
 from vbatch_site.openai.auth import ApiRequest
 from vbatch_site.openai.errors import ApiError, Json, missing
@@ -47,7 +48,9 @@ class FilesView(APIView):
         key = idempotency.claim(request, purpose, seconds, upload.name, getattr(upload, "digest", ""))
         if key and (held := key.holder()):
             return Response(file_dict(uploads.find(request.user, held)))
-        return Response(file_dict(uploads.create_file(request.user, upload, purpose, lifetime, key, request.auth)))
+        file = uploads.create_file(request.user, upload, purpose, lifetime, key, request.auth)
+        traces.name_request(request, "upload", file.pk, first=True, file=file.pk, bytes=file.bytes)
+        return Response(file_dict(file))
 
     def get(self, request: ApiRequest) -> Response:
         """List files, newest first."""
@@ -151,7 +154,9 @@ class CompleteView(APIView):
 
     def post(self, request: ApiRequest, upload_id: str) -> Response:
         """Join the parts in the order they are named."""
-        return Response(upload_dict(parts.complete(find_upload(request, upload_id), request.data, request.auth)))
+        upload = parts.complete(find_upload(request, upload_id), request.data, request.auth)
+        traces.name_request(request, "upload", str(upload.file_id), first=True, file=upload.file_id)
+        return Response(upload_dict(upload))
 
 
 @schema.cancel

@@ -16,7 +16,7 @@ from typing import Any
 from django.db import DatabaseError, InterfaceError, connection
 from django.http import HttpRequest
 
-from vbatch_site import tally
+from vbatch_site import tally, traces
 from vbatch_site.openai.bodies import Application, Message, Receive, Send
 
 logger = logging.getLogger(__name__)
@@ -59,6 +59,7 @@ class Observed:
 
     def __init__(self, application: Application) -> None:
         self._application = application
+        traces.prepare()
         _start_flusher()
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
@@ -81,6 +82,7 @@ class Observed:
             method = scope["method"] if scope["method"] in _METHODS else "other"
             _note(method, route, status, time.monotonic() - began if seconds is None else seconds)
             whole = round((time.monotonic() - began) * 1000)
+            traces.of_request(scope, whole)
             extra = {"action": "http_request", "method": method, "path": scope["path"], "route": route}
             logger.info("request", extra=extra | {"status": status, "milliseconds": whole} | ids)
 

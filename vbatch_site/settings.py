@@ -161,12 +161,15 @@ LANGUAGE_CODE = "en-us"
 STATIC_URL = "/static/"
 STATIC_ROOT = BASE_DIR / "staticfiles" if IS_CHECKOUT else VBATCH_HOME / "staticfiles"
 
+_LOCAL_FILES = {
+    "BACKEND": "django.core.files.storage.FileSystemStorage",
+    "OPTIONS": {"location": VBATCH_HOME / "files"},
+}
+_BUCKET, _, _PREFIX = env_str("VBATCH_S3_BUCKET").partition("/")
+_REMOTE_FILES = {"BACKEND": "files.bucket.Bucket", "OPTIONS": {"bucket_name": _BUCKET, "location": _PREFIX}}
 STORAGES: dict[str, dict[str, Any]] = {
-    # Objects of the Files API; another backend (S3 through django-storages) goes here.
-    "default": {
-        "BACKEND": "django.core.files.storage.FileSystemStorage",
-        "OPTIONS": {"location": VBATCH_HOME / "files"},
-    },
+    # Objects of the Files API.
+    "default": _REMOTE_FILES if _BUCKET else _LOCAL_FILES,
     "staticfiles": {"BACKEND": "vbatch_site.assets.AssetStorage"},
 }
 # What was not collected is served from the installed packages, see assets.py.

@@ -226,11 +226,16 @@ class Runner:
             lease = await self._db(leases.claim, batch.batch_id, batch.model, self.holder)
             if lease is None:
                 return
+            opening = asyncio.ensure_future(asyncio.to_thread(Held.take, lease, rank))
+            while not (await asyncio.wait({opening}, timeout=RENEW_SECONDS))[0]:  # it is fetched from a bucket
+                await self._db(leases.renew, [lease])
+                await self._keep_leases()
             try:
-                held = Held.take(lease, rank)
-            except OSError:
+                held = opening.result()
+            except OSError as error:
                 logger.exception("input file can't be opened", extra={"action": "input_lost", "batch": lease.batch_id})
-                await self._db(leases.abort, lease.batch_id, "input_file_lost", "The input file can't be read.")
+                if isinstance(error, FileNotFoundError):  # other faults of a storage pass
+                    await self._db(leases.abort, lease.batch_id, "input_file_lost", "The input file can't be read.")
                 await self._db(leases.release, [lease])
                 return
             self._held.append(held)

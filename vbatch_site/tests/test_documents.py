@@ -38,14 +38,15 @@ EPILOGUE = "\nexport -p >.state\n"
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server for all pages and examples, which may send webhooks to this machine."""
+def server(tmp_path_factory: pytest.TempPathFactory, bucket: dict[str, str]) -> Iterator[Server]:
+    """A server for all pages and examples, which keeps files in a bucket and may send webhooks to this machine."""
     if shutil.which("curl") is None:
         cannot("curl is not installed")
     settings = {"VBATCH_WEBHOOK_ALLOW_PRIVATE": "on", "VBATCH_WEBHOOK_RETRY_SECONDS": "0.2"}
-    with Server(tmp_path_factory.mktemp("documents"), **settings) as server:
+    with Server(tmp_path_factory.mktemp("documents"), **settings, **bucket) as server:
         yield server
     server.kill_services()
+    assert not (server.home / "files").exists(), "a file went past the bucket"
 
 
 @dataclass

@@ -1,8 +1,11 @@
 """What programs that watch a server are told: metrics, readiness, logs."""
 
 import json
+import threading
 from collections.abc import Iterator
 from datetime import timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 from django_q.models import Task
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from prometheus_client.parser import text_string_to_metric_families
 
 from batches.states import BatchStatus
@@ -182,16 +186,82 @@ def _lines(server: Server) -> Iterator[dict[str, Any]]:
             yield json.loads(line)
 
 
-def test_json_logs_name_requests_batches_and_shards(new_home: Path) -> None:
-    with Server(new_home, VBATCH_LOG_FORMAT="json") as server:
+class Collector:
+    """What OpenTelemetry's spans are sent to."""
+
+    def __init__(self) -> None:
+        self.spans: list[Any] = []
+        spans = self.spans
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                sent = ExportTraceServiceRequest.FromString(self.rfile.read(int(self.headers["content-length"])))
+                for resource in sent.resource_spans:
+                    (name,) = [a.value.string_value for a in resource.resource.attributes if a.key == "service.name"]
+                    assert name == "vbatch"
+                    spans.extend(span for scope in resource.scope_spans for span in scope.spans)
+                self.send_response(200)
+                self.end_headers()
+
+            def log_message(self, *_: object) -> None:
+                return
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.settings = {
+            "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{self._server.server_port}",
+            "OTEL_BSP_SCHEDULE_DELAY": "100",
+        }
+
+    def __enter__(self) -> "Collector":
+        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+def _check_traces(spans: list[Any], batch_id: str, file_id: str, shard: int) -> None:
+    """A trace leads from the upload to the result, through all processes."""
+    trace = bytes.fromhex(batch_id.removeprefix("batch_"))
+    named = {span.name: span for span in spans if span.trace_id == trace}
+    assert set(named) == {"batch", "create", "validating", "in_progress", "finalizing", "shard"}
+    batch = named.pop("batch")
+    assert not batch.parent_span_id
+    assert {span.parent_span_id for span in named.values()} == {batch.span_id}
+
+    def about(span: Any) -> dict[str, Any]:
+        return {a.key: a.value.string_value or a.value.int_value for a in span.attributes}
+
+    assert about(batch)["vbatch.batch"] == about(named["shard"])["vbatch.batch"] == batch_id
+    assert (about(batch)["vbatch.status"], about(batch)["vbatch.lines"]) == ("completed", 2)
+    assert (about(named["shard"])["vbatch.shard"], about(named["shard"])["vbatch.outcome"]) == (shard, "done")
+    assert about(named["create"])["vbatch.request_id"].startswith("req_")
+    order = [named[name] for name in ("validating", "in_progress", "finalizing")]
+    assert order[0].start_time_unix_nano == batch.start_time_unix_nano
+    assert order[-1].end_time_unix_nano == batch.end_time_unix_nano
+    assert all(one.end_time_unix_nano == two.start_time_unix_nano for one, two in pairwise(order))
+    running = order[1]
+    assert running.start_time_unix_nano <= named["shard"].start_time_unix_nano < named["shard"].end_time_unix_nano
+    (link,) = batch.links
+    (upload,) = [span for span in spans if (span.trace_id, span.span_id) == (link.trace_id, link.span_id)]
+    assert (upload.name, about(upload)["vbatch.file"]) == ("upload", file_id)
+    assert upload.start_time_unix_nano < upload.end_time_unix_nano <= running.start_time_unix_nano
+
+
+def test_logs_and_traces_name_requests_batches_and_shards(new_home: Path) -> None:
+    with Collector() as collector, Server(new_home, VBATCH_LOG_FORMAT="json", **collector.settings) as server:
         batch_id = server.create([chat_line("a"), chat_line("b")])
-        server.wait(batch_id)
+        file_id = server.wait(batch_id)["input_file_id"]
         headers = server.request("GET", f"/v1/batches/{batch_id}?secret=1")[1]
         chat = {"model": MODEL, "messages": [{"role": "user", "content": "hello"}]}
         live = server.request("POST", "/v1/chat/completions", chat)[1]
         requests = [headers["x-request-id"], live["x-request-id"]]
         wait_until(lambda: set(requests) <= {line.get("request_id") for line in _lines(server)})
         ready = server.request("GET", "/ready", key=None)
+        # Sent while it runs, and not only at the end.
+        wait_until(lambda: {"batch", "shard", "upload", "create"} <= {span.name for span in collector.spans})
+        wait_until(lambda: "batch_completed" in {line.get("action") for line in _lines(server)})
         lines = list(_lines(server))
     assert ready[0] == 200, ready
     by_action: dict[str, list[dict[str, Any]]] = {}
@@ -211,3 +281,4 @@ def test_json_logs_name_requests_batches_and_shards(new_home: Path) -> None:
     assert [line["shard"] for line in claimed] == [line["shard"] for line in done]
     assert claimed[0]["batch"] == batch_id
     assert claimed[0]["lines"] == 2
+    _check_traces(collector.spans, batch_id, file_id, claimed[0]["shard"])
