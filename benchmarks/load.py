@@ -1,23 +1,25 @@
 """Let hundreds of clients use one server at once, for minutes, and then far too many.
 
-    python benchmarks/load.py [--clients 300] [--seconds 120] [--crowd 1500] [--json FILE]
+    python benchmarks/load.py [--clients 300] [--seconds 120] [--crowd 1500] [--json FILE] [--write]
 
 Of the clients a sixth uploads and creates batches, a sixth downloads results, a third polls and a third streams chats;
 each pauses up to a second between two requests. Prints for each route how many requests were answered, the times to
 the whole answer (for streams to the first bytes), and how many failed. Then a crowd asks without a pause for 15 s: it
 is refused with 503 and told when to come back, and once it has gone, the time to the first answer is measured.
-The clients take their part of the machine's processors.
+The clients take their part of the machine's processors. With --write the table goes into docs/reliability.md.
 """
 
 import argparse
 import asyncio
 import json
+import os
 import random
 import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import aiohttp
@@ -25,6 +27,7 @@ import aiohttp
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from vbatch_site.database import ensure_url
+from vbatch_site.tests.chaos import report
 from vbatch_site.tests.servers import MODEL, Server, chat_line
 
 LINES = 20
@@ -195,6 +198,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=120)
     parser.add_argument("--crowd", type=int, default=1500, help="clients of the overload; 0 leaves it out")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--write", action="store_true", help="put the table into docs/reliability.md")
     options = parser.parse_args()
     ensure_url()
     with tempfile.TemporaryDirectory(prefix="vbatch-bench-") as folder:
@@ -206,8 +210,11 @@ def main() -> None:
     routes = figures["routes"]
     assert isinstance(routes, dict)
     sys.stdout.write(f"{'route':30} {'answered':>9} {'p50 ms':>9} {'p99 ms':>9}  failures\n")
+    rows = ["| request | answered | median ms | p99 ms | failures |\n| --- | ---: | ---: | ---: | --- |\n"]
     for route, row in routes.items():
         failures = ", ".join(f"{name}: {count}" for name, count in row["failures"].items()) or "none"
+        times = f"{row['p50'] * 1000:,.0f} | {row['p99'] * 1000:,.0f}"
+        rows.append(f"| `{route}` | {row['answered']:,} | {times} | {failures} |\n")
         sys.stdout.write(
             f"{route:30} {row['answered']:9} {row['p50'] * 1000:9.0f} {row['p99'] * 1000:9.0f}  {failures}\n"
         )
@@ -215,6 +222,15 @@ def main() -> None:
         sys.stdout.write(f"crowd of {options.crowd}: {json.dumps(figures['crowd'])}\n")
     if options.json:
         options.json.write_text(json.dumps(figures, indent=2) + "\n")
+    if options.write:
+        said = (
+            f"{datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} processors, which the clients used too:"
+            f" {options.clients} clients for {options.seconds:.0f} s."
+        )
+        if isinstance(crowd := figures.get("crowd"), dict):
+            what = ", ".join(f"{name} {count:,.2f}".removesuffix(".00") for name, count in crowd.items())
+            said += f" Then {options.crowd:,} at once without a pause, answers by status: {what}."
+        report.write("benchmarks/load.py", "".join(rows), said)
 
 
 if __name__ == "__main__":

@@ -1,29 +1,34 @@
 """Run many batches through one server for long, and tell whether anything grows.
 
-    python benchmarks/soak.py [--lines 2000000] [--batches 200] [--ahead 4] [--every 10] [--json FILE]
+    python benchmarks/soak.py [--lines 2000000] [--batches 200] [--ahead 4] [--every 10] [--json FILE] [--write]
 
 The engine is simulated. What a batch leaves is deleted as a user would: its files, once it has ended. Every few seconds
 the memory and the descriptors of the processes, the connections, the size of the database, of its log and of the table
 of results are sampled. A figure is flat when, after a first quarter, it has not grown by more than its tolerance
-from the run's second quarter to its last. The exit status is 1 when one is not flat.
+from the run's second quarter to its last. The exit status is 1 when one is not flat. With --write the table goes into
+docs/reliability.md.
 """
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 import threading
 import time
 from collections import Counter, defaultdict, deque
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import psutil
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from vbatch_site.database import ensure_url
+from vbatch_site.tests.chaos import report
 from vbatch_site.tests.servers import Server, chat_line
 
 # Growth of a median that is still flat: as a part, and in the figure's own unit, whichever is more. Memory that
@@ -82,7 +87,9 @@ def _role(process: psutil.Process) -> str:
     for word, role in (("guard.py", "guard"), ("uvicorn", "web"), ("workers.sim", "engine"), ("serve", "serve")):
         if any(word in part for part in command):
             return role
-    return f"{process.environ().get('Q_CLUSTER_NAME', '?')} cluster"
+    # A cluster's process has written its title over its environment; the guard above it has not.
+    names = (above.environ().get("Q_CLUSTER_NAME") for above in process.parents())
+    return f"{next(filter(None, names), '?')} cluster"
 
 
 def judge(name: str, points: list[tuple[float, float]]) -> tuple[float, float, bool]:
@@ -134,6 +141,18 @@ def soak(lines: int, batches: int, ahead: int, every: float) -> Samples:
     return samples
 
 
+def table(found: dict[str, dict[str, Any]]) -> str:
+    """Return the figures in Markdown, bytes as megabytes."""
+    rows = ["| figure | second quarter | last quarter | |\n| --- | ---: | ---: | --- |\n"]
+    for name, figures in found.items():
+        kind = name.partition(":")[0]
+        scale, unit = (1e6, " MB") if kind in ("memory", "database", "results", "log") else (1, "")
+        digits = 2 if kind == "milliseconds per line" else 0
+        before, after = (f"{figures[key] / scale:,.{digits}f}{unit}" for key in ("before", "after"))
+        rows.append(f"| {name} | {before} | {after} | {'flat' if figures['flat'] else 'grows'} |\n")
+    return "".join(rows)
+
+
 def main() -> None:
     """Print whether all is flat."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -142,6 +161,7 @@ def main() -> None:
     parser.add_argument("--ahead", type=int, default=4, help="batches that are there at a time")
     parser.add_argument("--every", type=float, default=10.0, help="seconds between two samples")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--write", action="store_true", help="put the table into docs/reliability.md")
     options = parser.parse_args()
     ensure_url()
     samples = soak(options.lines, options.batches, options.ahead, options.every)
@@ -155,6 +175,13 @@ def main() -> None:
         options.json.write_text(
             json.dumps({"lines": options.lines, "batches": options.batches, "series": found}) + "\n"
         )
+    if options.write:
+        seconds = samples.series["milliseconds per line"][-1][0]
+        said = (
+            f"{datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} processors: {options.lines:,} lines in {options.batches}"
+            f" batches, {seconds / 60:.0f} minutes, {options.lines / seconds:,.0f} lines a second."
+        )
+        report.write("benchmarks/soak.py", table(found), said)
     if not all_flat:
         sys.exit(1)
 

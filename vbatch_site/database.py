@@ -117,6 +117,11 @@ def start(home: Path) -> str:
         raise _explained(home, error) from error
 
 
+def leave(home: Path) -> None:
+    """Be no user of a home's server any longer; it stops when nobody else is one."""
+    _release(home.expanduser().resolve())
+
+
 def revive() -> bool:
     """Start the server that this process uses again if it has ended; return whether it had."""
     ended = [home for home, handle in _handles.items() if handle.owner == os.getpid() and _ended(handle.server)]

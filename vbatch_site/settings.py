@@ -141,6 +141,8 @@ def _database(url: str) -> dict[str, Any]:
         parts = {key: str(value) for key, value in conninfo_to_dict(url).items() if value is not None}
     except Exception as error:
         raise BadSetting("DATABASE_URL", "...", f"a postgresql:// URL ({str(error).strip()})") from None
+    # By which sessions of ours are told from those of people (vbatch_site/sessions.py).
+    parts.setdefault("application_name", "vbatch")
     known = {"NAME": "dbname", "USER": "user", "PASSWORD": "password", "HOST": "host", "PORT": "port"}
     return {
         "ENGINE": "django.db.backends.postgresql",

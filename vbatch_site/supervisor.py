@@ -16,7 +16,8 @@ from vbatch_site import guard
 # From the polite signal to the kill: draining (workers/runner.py), committing and stopping an engine fit in, and the
 # whole tree is gone in 15.
 STOP_SECONDS = 13.0
-RESTART_SECONDS = 2.0  # before a program that ended by itself is started again
+RESTART_SECONDS = 2.0  # before a program that ended by itself soon after its start is started again
+STEADY_SECONDS = 10.0  # one that ran for so long is started again at once: something from outside ended it
 
 
 @dataclass
@@ -28,11 +29,13 @@ class Program:
     environment: dict[str, str]
     process: "subprocess.Popen[bytes] | None" = None
     restart_at: float = 0.0
+    started_at: float = 0.0
 
     def start(self) -> None:
         """Start it."""
         # The children start in another folder, where a relative path would lead elsewhere.
         environment = {**os.environ, "VBATCH_HOME": str(settings.VBATCH_HOME), **self.environment}
+        self.started_at = time.monotonic()
         self.process = guard.start(STOP_SECONDS, list(self.command), env=environment, cwd=settings.BASE_DIR)
 
     def signal(self) -> None:
@@ -88,7 +91,8 @@ class Supervisor:
                 elif program.process.poll() is not None:
                     guard.clear(program.process)
                     yield program
-                    program.process, program.restart_at = None, now + RESTART_SECONDS
+                    steady = now - program.started_at >= STEADY_SECONDS
+                    program.process, program.restart_at = None, now if steady else now + RESTART_SECONDS
             time.sleep(0.1)
 
     def stop(self) -> None:

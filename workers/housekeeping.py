@@ -1,27 +1,43 @@
-"""The sweep, run beside a runner's loop so that batches end in time where no default cluster lives."""
+"""What runs beside a runner's loop: the sweep, so that batches end in time where no default cluster lives, and a look
+for sessions that are stuck with what the runner waits for."""
 
 import asyncio
 import logging
 import random
-from concurrent.futures import Executor
+from collections.abc import Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
 
 from django.db import DatabaseError
 
 from batches.sweep import sweep
+from vbatch_site import sessions
 from workers.database import closing
 
 logger = logging.getLogger(__name__)
 
 SWEEP_SECONDS = 10.0
+STUCK_LOOK_SECONDS = 2.0
 
 
 async def sweep_forever(executor: Executor) -> None:
-    """Sweep again and again, on a thread of the executor."""
+    """Sweep again and again, on a thread of the executor, and look for stuck sessions on another thread."""
+    # The sweep itself may wait for what they have locked.
+    other = ThreadPoolExecutor(1, thread_name_prefix="runner-sessions")
+    try:
+        async with asyncio.TaskGroup() as both:
+            both.create_task(_again(SWEEP_SECONDS, executor, sweep))
+            both.create_task(_again(STUCK_LOOK_SECONDS, other, sessions.end_stuck))
+    finally:
+        # A database that hangs must not hold up the end.
+        other.shutdown(wait=False, cancel_futures=True)
+
+
+async def _again(seconds: float, executor: Executor, function: Callable[[], None]) -> None:
     loop = asyncio.get_running_loop()
     while True:
-        await asyncio.sleep(SWEEP_SECONDS * random.uniform(0.8, 1.2))  # noqa: S311 (spreads hosts apart)
+        await asyncio.sleep(seconds * random.uniform(0.8, 1.2))  # noqa: S311 (spreads hosts apart)
         try:
-            await loop.run_in_executor(executor, closing(sweep))
+            await loop.run_in_executor(executor, closing(function))
         except (DatabaseError, OSError):
             # Housekeeping that fails must not take the engine and the lines in flight with it.
-            logger.exception("sweep failed", extra={"action": "sweep_failed"})
+            logger.exception("housekeeping failed", extra={"action": "sweep_failed"})

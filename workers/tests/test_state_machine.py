@@ -673,7 +673,7 @@ def test_every_line_ends_once_in_any_order_of_claims_crashes_and_commands() -> N
         cursor.execute(f'ALTER DATABASE "{name}" SET synchronous_commit = off')
     connection.close()
     deep = settings.get_current_profile_name() == DEEP
-    short = settings(max_examples=40, stateful_step_count=40, derandomize=True, database=None)
+    short = settings(max_examples=20, stateful_step_count=40, derandomize=True, database=None)
     chosen = settings(settings.default if deep else short, deadline=None, suppress_health_check=list(HealthCheck))
     try:
         run_state_machine_as_test(Machine, settings=chosen)

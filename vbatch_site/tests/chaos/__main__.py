@@ -5,10 +5,13 @@ import os
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 
+from vbatch_site import database
 from vbatch_site.tests.chaos import judge, report, schedule
+from vbatch_site.tests.chaos.attached import attached
 from vbatch_site.tests.chaos.fight import fight
 from vbatch_site.tests.chaos.tree import Tree
 
@@ -36,14 +39,22 @@ def main() -> int:
             print("libfaketime is not installed: the faults of the clock are left out.", flush=True)
         print(f"Seed {options.seed}, {options.minutes:g} minutes, home {tree.home}", flush=True)
         try:
-            with tree:
+            with tree, ExitStack() as stack:
+                far: Tree | None = None
                 while time.monotonic() - began < options.minutes * 60 and not complaints:
                     strike = schedule.strike(options.seed, number)
                     number += 1
                     missing = {"disk": not tree.has_disk, "clock": not tree.has_clock}
                     if any(missing.get(name.split()[0]) for name in strike.faults):
                         continue
-                    outcome = fight(tree, strike, f"{options.seed}-{number - 1}")
+                    if strike.moment == schedule.FAR and far is None:
+                        outside = Path(folder) / "outside"
+                        url = database.start(outside)
+                        stack.callback(database.leave, outside)
+                        far, _ = stack.enter_context(attached(Path(folder) / "far", url))
+                        far.outside = outside
+                    struck = far if far and strike.moment == schedule.FAR else tree
+                    outcome = fight(struck, strike, f"{options.seed}-{number - 1}")
                     outcomes.add(outcome)
                     lines += outcome.verdict.lines
                     complaints += outcome.complaints
@@ -54,13 +65,14 @@ def main() -> int:
                     print(
                         f"{at:7.1f} s  {number - 1:4d}  {strike}: {seconds}; run again {outcome.repeated}", flush=True
                     )
+                trees = [tree, far] if far else [tree]
                 if not complaints:
-                    complaints += judge.storage(tree)
-            complaints += judge.processes(tree)
+                    complaints += [complaint for each in trees for complaint in judge.storage(each)]
+            complaints += [complaint for each in trees for complaint in judge.processes(each)]
             if complaints:
                 print("".join(f"  {complaint}\n" for complaint in complaints))
                 print(f"Again: make chaos SEED={options.seed} FIRST={max(0, number - 1)}")
-                print(tree.log.read_text()[-6000:])
+                print("".join(each.log.read_text()[-6000:] for each in trees))
         finally:
             tree.unmount_disk()
     table = outcomes.table()
@@ -70,7 +82,7 @@ def main() -> int:
             f"{datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} processors, seed {options.seed}, "
             f"{(time.monotonic() - began) / 60:.0f} minutes, {number - options.first} strikes, {lines:,} lines."
         )
-        report.write(table, said)
+        report.write("make chaos", table, said)
     print("Something was not as promised." if complaints else "Every promise held.")
     return 1 if complaints else 0
 

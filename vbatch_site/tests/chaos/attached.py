@@ -13,15 +13,16 @@ from vbatch_site.tests.servers import MODEL, ROOT, free_port
 
 
 @contextmanager
-def attached(home: Path) -> Iterator[tuple[Tree, Relay]]:
-    """Run a tree of one worker, an engine that is no child of it, and the relay between both."""
-    tree = Tree(home, VBATCH_LAUNCHER="slurm", VBATCH_GPU_WORKERS="1", PATH="/nonexistent")
+def attached(home: Path, url: str) -> Iterator[tuple[Tree, Relay]]:
+    """Run a tree of one worker on a database that is given, an engine that is no child of it, and the relay to that."""
+    tree = Tree(home, url, VBATCH_LAUNCHER="slurm", VBATCH_GPU_WORKERS="1", PATH="/nonexistent")
     home.mkdir(parents=True)
     port = free_port()
     command = [sys.executable, "-m", "workers.sim", "--port", str(port), "--served-model-name", MODEL]
     knobs = {"VBATCH_SIM_LINES_PER_SECOND": str(LINES_PER_SECOND), "VBATCH_SIM_LATENCY_MS": "100"}
     knobs["VBATCH_SIM_REQUEST_LOG"] = str(home / "requests.log")
     with subprocess.Popen(command, cwd=ROOT, env={**os.environ, **knobs}) as engine, Relay(port) as relay:
+        tree.relay = relay
         try:
             with tree:
                 # SLURM is away, so that nobody looks whether this job of it is there.

@@ -8,11 +8,14 @@ from typing import Any
 
 import psutil
 
+from vbatch_site.tests.chaos.relay import CUT, OPEN, STALLED
 from vbatch_site.tests.chaos.tree import Tree
+from vbatch_site.tests.servers import wait_until
 
 FROZEN_SECONDS = 2.0
 # Two attempts of a line fall into it, the third does not.
 BAD_ENGINE_SECONDS = 0.8
+END_SECONDS = 30  # for what hangs below a killed process to end
 
 
 def _nothing() -> None:
@@ -263,6 +266,18 @@ def _tree_killed(tree: Tree, random: Random) -> Injury:
     return Injury(lambda: tree.answers() and (over() or settled()))
 
 
+@_fault("root killed", "kill -9 of `manage.py serve` alone: all else ends by itself; kill -9 of Postgres, a new start")
+def _root_killed(tree: Tree, random: Random) -> Injury:
+    over, settled = _progress(tree), _no_end_outstanding(tree)
+    root, *below = tree.tree()
+    root.kill()
+    wait_until(lambda: not any(is_alive(process) for process in (root, *below)), END_SECONDS)
+    assert not tree.strays()
+    _kill([tree.postmaster()])
+    tree.start()
+    return Injury(lambda: tree.answers() and (over() or settled()))
+
+
 @_fault("tree stopped", "SIGTERM, and a new start")
 def _tree_stopped(tree: Tree, random: Random) -> Injury:
     tree.stop()
@@ -280,6 +295,36 @@ def _clock_set_ahead(tree: Tree, random: Random) -> Injury:
 def _clock_set_back(tree: Tree, random: Random) -> Injury:
     tree.shift_clock(-3600)
     return Injury(_progress(tree), hold=1.5)
+
+
+def _network(tree: Tree, state: str) -> Injury:
+    relay, before = tree.relay, list[int]()
+    assert relay is not None
+    relay.set(state)
+
+    def heal() -> None:
+        before.append(tree.committed())
+        relay.set(OPEN)
+
+    return Injury(lambda: tree.committed() > before[0] or _open_batches(tree) == 0, heal, FROZEN_SECONDS)
+
+
+@_fault("network cut", f"connections to the engine reset, new ones too, for {FROZEN_SECONDS:g} s")
+def _network_cut(tree: Tree, random: Random) -> Injury:
+    return _network(tree, CUT)
+
+
+@_fault("network stalled", f"not a byte passes between worker and engine for {FROZEN_SECONDS:g} s")
+def _network_stalled(tree: Tree, random: Random) -> Injury:
+    return _network(tree, STALLED)
+
+
+@_fault("outside postgres killed", f"kill -9 of a Postgres that is no part of the tree, away for {FROZEN_SECONDS:g} s")
+def _outside_postgres_killed(tree: Tree, random: Random) -> Injury:
+    over = _progress(tree)
+    server = tree.postmaster()
+    _kill([server, *server.children(recursive=True)])
+    return Injury(lambda: over() and tree.answers(), tree.start_outside, FROZEN_SECONDS)
 
 
 @_fault("disk full", f"no byte free for files for {FROZEN_SECONDS:g} s")

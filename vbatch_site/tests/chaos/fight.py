@@ -118,7 +118,7 @@ def _await_moment(tree: Tree, batch: Sent, moment: str) -> None:
         rows = tree.ask("SELECT status, committed FROM batches_batch WHERE id = %s", batch.batch_id)
         return rows[0] if rows else ("", 0)
 
-    if moment == schedule.RUNNING:
+    if moment in (schedule.RUNNING, schedule.FAR):
         wait_until(lambda: status()[0] in TERMINAL or status()[1] > len(batch.asked) // 5, END_SECONDS, 0.02)
     elif moment == schedule.FINALIZING:
         wait_until(lambda: status()[0] in ("finalizing", *TERMINAL), END_SECONDS, 0.002)

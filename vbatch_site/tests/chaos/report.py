@@ -1,4 +1,4 @@
-"""What many strikes came to, as a table: docs/reliability.md has it between two markers."""
+"""What many strikes came to, as a table: docs/reliability.md has it, and what benchmarks found, between markers."""
 
 from collections import defaultdict
 from dataclasses import dataclass, field
@@ -10,7 +10,6 @@ from vbatch_site.tests.chaos.fight import Outcome
 from vbatch_site.tests.servers import ROOT
 
 PAGE = ROOT / "docs" / "reliability.md"
-BEGIN, END = "<!-- made by `make chaos`: begin -->", "<!-- end -->"
 _HEAD = "| fault | how | times | lines | lost | doubled | run again | seconds to recover: median | most |\n"
 _RULE = "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n"
 
@@ -66,9 +65,11 @@ class Report:
         return _HEAD + _RULE + "".join(rows)
 
 
-def write(table: str, said: str, page: Path = PAGE) -> None:
-    """Put a table and a sentence about its making between the markers of the page."""
-    text = page.read_text()
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    page.write_text(f"{before}{BEGIN}\n\n{said}\n\n{table}\n{END}{after}")
+def write(maker: str, table: str, said: str, page: Path = PAGE) -> None:
+    """Put a table and a sentence about its making between the markers that its maker has on the page."""
+    begin, end = f"<!-- made by `{maker}`: begin -->", "<!-- end -->"
+    before, found, rest = page.read_text().partition(begin)
+    if not found:
+        raise ValueError(f"{page} has no place for {maker}")
+    _, _, after = rest.partition(end)
+    page.write_text(f"{before}{begin}\n\n{said}\n\n{table}\n{end}{after}")

@@ -5,6 +5,8 @@ from random import Random
 
 # When a strike falls, seen from the batch that it shall hurt.
 RUNNING, FINALIZING, UPLOADING = "running", "finalizing", "uploading"
+# Running too, on a tree whose engine and whose Postgres are others' and reached over a network.
+FAR = "running with engine and Postgres elsewhere"
 
 # What may be broken at each moment. The disk matters only to who writes files.
 AT: dict[str, tuple[str, ...]] = {
@@ -31,7 +33,17 @@ AT: dict[str, tuple[str, ...]] = {
         "clock set ahead",
         "clock set back",
         "tree killed",
+        "root killed",
         "tree stopped",
+    ),
+    FAR: (
+        "network cut",
+        "network stalled",
+        "outside postgres killed",
+        "worker killed",
+        "gpu cluster killed",
+        "connections ended",
+        "web killed",
     ),
     FINALIZING: (
         "default worker killed",
@@ -49,10 +61,10 @@ AT: dict[str, tuple[str, ...]] = {
 STEERING = ("cancelled", "paused", "expired", "input deleted")
 
 # After these there is no tree for another fault to hit at the same time.
-ALONE = frozenset({"tree killed", "tree stopped"})
+ALONE = frozenset({"tree killed", "root killed", "tree stopped"})
 _SEVERAL = 0.4  # part of the strikes that are several faults at once
 _STEERED = 0.4  # part of the strikes in which a second batch is steered
-_WEIGHTS = {RUNNING: 5, FINALIZING: 3, UPLOADING: 1}
+_WEIGHTS = {RUNNING: 6, FINALIZING: 3, UPLOADING: 1, FAR: 2}
 
 
 @dataclass(frozen=True, slots=True)

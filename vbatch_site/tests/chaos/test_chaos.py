@@ -7,21 +7,22 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
 from vbatch_site.tests.chaos import judge
 from vbatch_site.tests.chaos.attached import attached
 from vbatch_site.tests.chaos.faults import is_alive
-from vbatch_site.tests.chaos.fight import LINES, Outcome, fight
+from vbatch_site.tests.chaos.fight import Outcome, fight
 from vbatch_site.tests.chaos.relay import CUT, OPEN, STALLED, Relay
 from vbatch_site.tests.chaos.schedule import FINALIZING, RUNNING, Strike
 from vbatch_site.tests.chaos.tree import Tree
 from vbatch_site.tests.contract.forms import multipart, send_form
-from vbatch_site.tests.servers import chat_line, wait_until
+from vbatch_site.tests.servers import chat_line, new_database, wait_until
 
+LINES = 600  # two seconds of work: enough to be hit in the middle of
 TAKEOVER_SECONDS = 15
 STOP_SECONDS = 15
+CRASHING = 120  # lines in the batch with the one that kills the engine
 # What is sent between the count of what is in flight and the kill, in a quarter of a second.
 SENT_MEANWHILE = 80
 
@@ -33,6 +34,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tree]:
     if not tree.mount_disk() and os.environ.get("CI"):
         pytest.fail("mounting a small file system needs root and the right to mount")
     try:
+        tree.copy_tables(new_database())
         with tree:
             yield tree
     finally:
@@ -60,12 +62,13 @@ def test_a_frozen_gpu_workers_lines_go_to_another_in_time_and_what_it_does_later
 
 
 def test_when_a_guard_is_killed_all_that_it_guarded_ends(tree: Tree) -> None:
-    assert struck(tree, RUNNING, "guard killed").seconds["guard killed"] < TAKEOVER_SECONDS
+    assert struck(tree, RUNNING, "guard killed", steering="paused").seconds["guard killed"] < TAKEOVER_SECONDS
 
 
-def test_a_killed_tree_goes_on_after_a_new_start(tree: Tree) -> None:
-    outcome = struck(tree, RUNNING, "tree killed")
+def test_all_ends_with_the_root_and_goes_on_after_a_new_start_which_says_what_it_set_right(tree: Tree) -> None:
+    outcome = struck(tree, RUNNING, "root killed")
     assert outcome.repeated <= outcome.exposed + SENT_MEANWHILE
+    assert "repaired: " in tree.log.read_text()
 
 
 def test_a_killed_postgres_is_started_again_and_no_line_runs_twice_but_those_in_flight(tree: Tree) -> None:
@@ -74,7 +77,7 @@ def test_a_killed_postgres_is_started_again_and_no_line_runs_twice_but_those_in_
 
 
 def test_a_killed_engine_is_started_again_and_an_engine_that_fails_for_a_moment_costs_no_line(tree: Tree) -> None:
-    struck(tree, RUNNING, "engine killed", "engine fails")
+    struck(tree, RUNNING, "engine killed", "engine fails", steering="input deleted")
 
 
 def test_the_end_of_a_batch_survives_a_kill_at_any_point(tree: Tree) -> None:
@@ -90,7 +93,7 @@ def test_a_full_disk_holds_up_the_end_of_a_batch_refuses_an_upload_and_keeps_not
     if not tree.has_disk:
         pytest.skip("mounting a small file system needs root and the right to mount")
     struck(tree, FINALIZING, "disk full", lines=LINES // 2)
-    known = tree.query("SELECT count(*) FROM files_file")
+    known = tree.query("SELECT id FROM files_file")
     tree.fill_disk()
     try:
         for size in (1000, 3 << 20):
@@ -98,13 +101,14 @@ def test_a_full_disk_holds_up_the_end_of_a_batch_refuses_an_upload_and_keeps_not
             status, _, answer = send_form(tree, multipart([("purpose", None, "batch"), ("file", "f", content)]))
             assert status == 507, answer
             assert answer["error"]["code"] == "storage_error"
-        assert tree.query("SELECT count(*) FROM files_file") == known
+        # Rows of deleted files go meanwhile.
+        assert set(tree.query("SELECT id FROM files_file")) <= set(known)
     finally:
         tree.free_disk()
 
 
 def test_a_network_that_is_cut_between_worker_and_service_costs_no_line(tmp_path: Path) -> None:
-    with attached(tmp_path / "home") as (tree, relay):
+    with attached(tmp_path / "home", new_database()) as (tree, relay):
         for state in (CUT, STALLED):
             assert _interrupted(tree, relay, state) < TAKEOVER_SECONDS
 
@@ -132,13 +136,13 @@ def test_a_cancelled_batch_ends_well_while_everything_else_breaks(tree: Tree) ->
 
 def test_one_line_that_kills_the_engine_gets_an_error_and_the_rest_goes_on(tree: Tree) -> None:
     before = tree.query("SELECT count(*) FROM workers_service WHERE state = 'failed'")[0][0]
-    content = "".join(chat_line(f"line-{i}", "[[sim:crash]]" if i == 100 else "fine") for i in range(400))
+    content = "".join(chat_line(f"line-{i}", "[[sim:crash]]" if i == 60 else "fine") for i in range(CRASHING))
     batch = tree.wait(tree.create(content), 120)
     output, errors = tree.lines(batch)
-    assert [(line["custom_id"], line["error"]["code"]) for line in errors] == [("line-100", "engine_crashed")]
-    assert Counter(line["custom_id"] for line in output) == Counter(f"line-{i}" for i in range(400) if i != 100)
+    assert [(line["custom_id"], line["error"]["code"]) for line in errors] == [("line-60", "engine_crashed")]
+    assert Counter(line["custom_id"] for line in output) == Counter(f"line-{i}" for i in range(CRASHING) if i != 60)
     crashes = tree.query("SELECT count(*) FROM workers_service WHERE state = 'failed'")[0][0] - before
-    assert crashes <= 11  # log2(512 in flight) + 2
+    assert crashes <= 9  # log2(CRASHING) + 2
 
 
 def test_sigterm_in_a_run_loses_nothing_redoes_nothing_and_leaves_no_process(tree: Tree) -> None:
@@ -159,26 +163,15 @@ def test_nothing_of_all_this_left_bytes_without_a_row_or_rows_without_bytes(tree
     assert not judge.storage(tree)
 
 
-def test_the_death_of_the_root_ends_all(tree: Tree) -> None:
-    assert tree.process is not None
-    processes = tree.tree()
-    tree.process.kill()
-    tree.process.wait()
-    psutil.wait_procs(processes[1:], timeout=30)
-    assert not [p for p in processes if is_alive(p)]
-    assert not tree.strays()
-
-
 def test_a_second_signal_ends_all_at_once(tree: Tree) -> None:
-    tree.start()
-    batch_id = tree.create("".join(chat_line(f"line-{i}", "[[sim:slow:30]]") for i in range(20)))
-    wait_until(lambda: tree.batch(batch_id)["status"] == "in_progress", 60)
-    time.sleep(1)
+    asked = [f"never-{i}" for i in range(20)]
+    tree.create("".join(chat_line(text, f"{text} [[sim:slow:30]]") for text in asked))
+    wait_until(lambda: any(text.startswith("never") for text in judge.seen(tree, 0)), 60)
     processes, started = tree.tree(), time.monotonic()
     assert tree.process is not None
     tree.process.send_signal(signal.SIGTERM)
     time.sleep(0.5)
     tree.process.send_signal(signal.SIGTERM)
     tree.process.wait(STOP_SECONDS)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 5  # and not the seven seconds that lines in the engine get
     assert not [p for p in processes if is_alive(p)]

