@@ -8,17 +8,19 @@ from django.contrib import admin, messages
 from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.urls import reverse
-from django.utils.html import format_html
+from django.utils.html import format_html_join
 from django.utils.safestring import SafeString
 from unfold.decorators import display
 from unfold.utils import display_for_label
 
-from batches import steering
+from batches import retrying, steering
 from batches.models import Batch, BatchEvent, Provenance, Result, Sample, Shard, StaleTransition
 from batches.states import COLOURS, BatchStatus
 from batches.validation import ENDPOINTS
 from batches.webhooks import admin as webhooks
 from vbatch_site.admin import ReadOnlyAdmin
+from vbatch_site.console.pages import error_text
+from vbatch_site.openai.errors import ApiError
 
 # Importing it registers what is in it.
 __all__ = ["webhooks"]
@@ -53,35 +55,32 @@ class BatchAdmin(ReadOnlyAdmin):
 
     unread = ("errors", "chosen_lines", "metadata")
 
-    list_display = [
-        "id",
-        "state",
-        "model",
-        "endpoint",
-        "total",
-        "completed",
-        "failed",
-        "priority",
-        "paused_at",
-        "project",
-    ]
-    list_display += ["created_at", "page"]
+    list_display = ["id", "state", "lines", "model", "endpoint", "project", "created_at", "page"]
     list_filter = ["status", OfEndpoint, "project"]
     list_select_related = ["project"]
     # Whole values and beginnings: a text somewhere in a million rows is not found in time.
     search_fields = ["id__startswith", "model__exact", "input_file_id__exact"]
     search_help_text = "The beginning of an id, a model's name, or an input file's id"
-    actions = ["cancel", "pause", "resume"]
+    actions = ["cancel", "retry", "pause", "resume"]
 
     @display(description="Status", ordering="status")  # type: ignore[untyped-decorator]  # Unfold ships no types
     def state(self, obj: Batch) -> SafeString:
         """Show the state in its colour, without the underscore."""
         return _label(obj.status)
 
-    @display(description="Console")  # type: ignore[untyped-decorator]
+    @display(description="Lines")  # type: ignore[untyped-decorator]
+    def lines(self, obj: Batch) -> str:
+        """Show how many of its lines are done, and how many failed."""
+        done = f"{obj.completed + obj.failed:,} of {obj.total:,}"
+        return f"{done}, {obj.failed:,} failed" if obj.failed else done
+
+    @display(description="Console and files")  # type: ignore[untyped-decorator]
     def page(self, obj: Batch) -> str:
-        """Lead to the page with results, downloads and retry."""
-        return format_html('<a href="{}">Open</a>', reverse("console:batch", args=[obj.pk]))
+        """Lead to the page with results, and to the downloads."""
+        links = [(reverse("console:batch", args=[obj.pk]), "Open")]
+        files = [(obj.output_file_id, "Output"), (obj.error_file_id, "Errors")]
+        links += [(reverse("console:download", args=[pk]), name) for pk, name in files if pk]
+        return format_html_join(" ", '<a href="{}">{}</a>', links)
 
     @admin.action(description="Cancel", permissions=["operate"])
     def cancel(self, request: HttpRequest, queryset: QuerySet[Batch]) -> None:
@@ -97,6 +96,20 @@ class BatchAdmin(ReadOnlyAdmin):
     def resume(self, request: HttpRequest, queryset: QuerySet[Batch]) -> None:
         """Let paused ones go on."""
         self._steer(request, queryset, steering.resume, "batches go on.")
+
+    @admin.action(description="Retry what failed", permissions=["operate"])
+    def retry(self, request: HttpRequest, queryset: QuerySet[Batch]) -> None:
+        """Start a new batch for each, over the lines that failed."""
+        made = 0
+        for batch in queryset:
+            try:
+                retrying.retry(batch, None, str(request.user))
+                made += 1
+            except StaleTransition:
+                self.message_user(request, f"{batch.pk} is {batch.status.replace('_', ' ')}.", messages.WARNING)
+            except ApiError as error:
+                self.message_user(request, f"{batch.pk}: {error_text(error)}", messages.WARNING)
+        self.message_user(request, f"{made} batches run the lines that failed.")
 
     def _steer(
         self, request: HttpRequest, queryset: QuerySet[Batch], do: Callable[[Batch, str], None], done: str

@@ -1,8 +1,9 @@
 """Projects and keys in the admin; and the bases that the other rooms' admin classes share."""
 
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from django import forms
 from django.conf import settings
@@ -23,6 +24,7 @@ from django_q.models import Failure, OrmQ, Schedule, Success
 from django_q.tasks import async_task
 from unfold.admin import ModelAdmin, checkbox
 from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationForm
+from unfold.templatetags import unfold_list
 from unfold.widgets import UnfoldAdminCheckboxSelectMultipleWidget
 
 from vbatch_site import erasure
@@ -63,6 +65,20 @@ class EstimatingPaginator(AnyPaginator):
             )
             estimate = int(cursor.fetchone()[0])
         return estimate if estimate > 10_000 else int(query.count())
+
+
+def _headers_once(build: Callable[[Any], Iterable[Any]]) -> Callable[[Any], list[Any]]:
+    """Keep a list's headers: Unfold builds all of them anew for each row, which is a third of the page's time."""
+
+    def headers(changelist: Any) -> list[Any]:
+        if not hasattr(changelist, "built_headers"):
+            changelist.built_headers = list(build(changelist))
+        return cast(list[Any], changelist.built_headers)
+
+    return headers
+
+
+unfold_list.result_headers = _headers_once(unfold_list.result_headers)
 
 
 _ANY_ROW = "any-row"

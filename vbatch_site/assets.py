@@ -20,7 +20,11 @@ logger = logging.getLogger(__name__)
 _STAMP = "collected"
 
 # Unfold's head asks for a chart library of 69 KB (compressed) on every page; our plots are SVG and no page has a chart.
-_INSTEAD = {"unfold/js/chart/chart.js": "console/no-chart.js"}
+# And for whole fonts of 115 KB each.
+_INSTEAD = {
+    "unfold/js/chart/chart.js": "console/no-chart.js",
+    "unfold/fonts/inter/styles.css": "console/fonts/whole.css",
+}
 
 
 class AssetStorage(CompressedManifestStaticFilesStorage):  # type: ignore[misc]  # it ships no types

