@@ -19,11 +19,12 @@ from django.core.files.uploadedfile import UploadedFile
 
 _BLOCK = 1 << 20  # bytes moved at a time
 _KERNEL_BLOCK = 1 << 30  # bytes that the kernel is asked to copy at a time
+_COPY_SECONDS = 60.0  # that a copy is kept without being asked for
 _KEPT_COPIES = 2  # of stored files, in each process: the running batch's and the next one's
 _REAL_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EIO}  # the others say only that the kernel can't do this copy
 
 
-_copies: dict[str, int] = {}  # descriptors by name, the last used at the end
+_copies: dict[str, tuple[int, float]] = {}  # descriptors and their last use by name, the last used at the end
 _copying = threading.Lock()
 
 
@@ -185,19 +186,28 @@ def size(name: str) -> int:
     return default_storage.size(name)
 
 
-def local_descriptor(name: str) -> int:
+def local_descriptor(name: str, *, again: bool = False) -> int:
     """Return a descriptor that can be read at any offset; what lies elsewhere is copied to an unnamed local file.
 
-    A process keeps its last copies: each shard of a batch opens the same file.
+    `again` keeps the copy for whoever asks next, until `drop_copies`: each shard of a batch opens the same file.
     """
     if _is_local():
         return os.open(default_storage.path(name), os.O_RDONLY)
+    if not again:
+        return _copied(name)
     with _copying:
-        copy = _copies.pop(name, -1)
-        _copies[name] = copy if copy >= 0 else _copied(name)
+        copy, _ = _copies.pop(name, (-1, 0.0))
+        _copies[name] = copy if copy >= 0 else _copied(name), time.monotonic()
         while len(_copies) > _KEPT_COPIES:
-            os.close(_copies.pop(next(iter(_copies))))
-        return os.dup(_copies[name])
+            os.close(_copies.pop(next(iter(_copies)))[0])
+        return os.dup(_copies[name][0])
+
+
+def drop_copies() -> None:
+    """Forget copies that nobody asked for lately: a file that is deleted must not live on in them."""
+    with _copying:
+        for name in [name for name, (_, at) in _copies.items() if time.monotonic() - at > _COPY_SECONDS]:
+            os.close(_copies.pop(name)[0])
 
 
 def _copied(name: str) -> int:

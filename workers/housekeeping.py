@@ -1,5 +1,5 @@
-"""What runs beside a runner's loop: the sweep, so that batches end in time where no default cluster lives, and a look
-for sessions that are stuck with what the runner waits for."""
+"""What runs beside a runner's loop: the sweep, so that batches end in time where no default cluster lives, a look for
+sessions that are stuck with what the runner waits for, and the end of copies from a bucket."""
 
 import asyncio
 import logging
@@ -10,6 +10,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from django.db import DatabaseError
 
 from batches.sweep import sweep
+from files import storage
 from vbatch_site import sessions
 from workers.database import closing
 
@@ -24,9 +25,10 @@ async def sweep_forever(executor: Executor) -> None:
     # The sweep itself may wait for what they have locked.
     other = ThreadPoolExecutor(1, thread_name_prefix="runner-sessions")
     try:
-        async with asyncio.TaskGroup() as both:
-            both.create_task(_again(SWEEP_SECONDS, executor, sweep))
-            both.create_task(_again(STUCK_LOOK_SECONDS, other, sessions.end_stuck))
+        async with asyncio.TaskGroup() as sides:
+            sides.create_task(_again(SWEEP_SECONDS, executor, sweep))
+            sides.create_task(_again(SWEEP_SECONDS, executor, storage.drop_copies))
+            sides.create_task(_again(STUCK_LOOK_SECONDS, other, sessions.end_stuck))
     finally:
         # A database that hangs must not hold up the end.
         other.shutdown(wait=False, cancel_futures=True)

@@ -37,7 +37,7 @@ class Held:
     @classmethod
     def take(cls, lease: Lease, rank: int) -> "Held":
         """Open the lease's input file."""
-        return cls(lease, storage.local_descriptor(lease.input_path), rank, uncommitted=len(lease.lines))
+        return cls(lease, storage.local_descriptor(lease.input_path, again=True), rank, uncommitted=len(lease.lines))
 
     def close(self) -> None:
         """Close the input file."""

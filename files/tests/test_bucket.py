@@ -65,20 +65,27 @@ def test_a_file_in_a_bucket_reads_like_one_on_a_disk(stored: Bucket) -> None:
             storage.local_descriptor(name)
 
 
-def test_a_worker_fetches_a_file_once_for_all_its_shards(stored: Bucket) -> None:
+def test_a_worker_fetches_a_file_once_for_all_its_shards(stored: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("one", "two", "three"):
         with storage.writing(name) as out:
             out.write(name.encode())
-    first, again = storage.local_descriptor("one"), storage.local_descriptor("one")
+    first, again = storage.local_descriptor("one", again=True), storage.local_descriptor("one", again=True)
     storage.delete("one")
-    last = [storage.local_descriptor(name) for name in ("one", "two", "three")]
+    last = [storage.local_descriptor(name, again=True) for name in ("one", "two", "three")]
     assert [os.pread(descriptor, 10, 0) for descriptor in (first, again, *last)] == [
         b"one", b"one", b"one", b"two", b"three",
     ]  # fmt: skip
     for descriptor in (first, again, *last):
         os.close(descriptor)
     with pytest.raises(FileNotFoundError):  # not kept beside two that were used since
-        storage.local_descriptor("one")
+        storage.local_descriptor("one", again=True)
+    storage.delete("three")
+    storage.drop_copies()
+    os.close(storage.local_descriptor("three", again=True))
+    monkeypatch.setattr(storage, "_COPY_SECONDS", 0.0)
+    storage.drop_copies()
+    with pytest.raises(FileNotFoundError):
+        storage.local_descriptor("three", again=True)
 
 
 class Cut:
