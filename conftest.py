@@ -6,6 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
+from django.test import override_settings
 from hypothesis import settings
 
 from files.tests.s3 import S3
@@ -17,12 +18,26 @@ from workers.tests.slurm import Cluster
 settings.register_profile("deep", max_examples=1500, stateful_step_count=60, deadline=None, print_blob=True)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _cheap_passwords() -> Iterator[None]:
+    """Hash users' passwords without the third of a second that it takes to make guessing dear."""
+    with override_settings(PASSWORD_HASHERS=["django.contrib.auth.hashers.MD5PasswordHasher"]):
+        yield
+
+
 @pytest.fixture(scope="session")
 def sim_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A running server with the simulated engine, shared by tests that leave it as they found it."""
     with Server(tmp_path_factory.mktemp("sim")) as server:
         yield server
     server.kill_services()
+
+
+@pytest.fixture(scope="session")
+def broken_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server on which no engine starts."""
+    with Server(tmp_path_factory.mktemp("broken"), VBATCH_SIM_STARTUP_FAIL="1") as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

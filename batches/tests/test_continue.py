@@ -163,7 +163,7 @@ def test_a_wrong_batch_to_continue_from_is_refused(sim_server: Server, value: An
 
 
 def test_a_batch_of_another_project_or_one_that_runs_is_refused(sim_server: Server) -> None:
-    stranger = sim_server.manage("create_api_key", "stranger", "--project", "strangers")
+    stranger = sim_server.new_key("strangers")
     running = sim_server.create([chat_line("a", "[[sim:hang]]")])
     wanted = {"input_file_id": "file-x", "endpoint": "/v1/chat/completions", "completion_window": "24h"}
     wanted["continue_from"] = running

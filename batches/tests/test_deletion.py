@@ -135,7 +135,7 @@ def test_a_file_that_arrives_while_its_project_is_deleted_leaves_nothing() -> No
 
 def test_the_command_deletes_a_project_with_all_it_has_while_its_batch_runs(sim_server: Server) -> None:
     server, name = sim_server, "doomed"
-    key = server.manage("create_api_key", "test", "--project", name)
+    key = server.new_key(name)
     project_id = server.query("SELECT id FROM vbatch_site_project WHERE name = %s", name)[0][0]
     kind = {"Content-Type": "multipart/form-data; boundary=edge"}
 

@@ -154,14 +154,14 @@ def test_a_wrong_request_is_refused(server: Server, fields: dict[str, Any], stat
 
 
 def test_a_file_of_another_project_is_unknown(server: Server) -> None:
-    stranger = server.manage("create_api_key", "stranger", "--project", "strangers")
+    stranger = server.new_key("strangers")
     wanted = {"input_file_id": server.upload(chat_line("a"))}
     answer = server.request("POST", "/v1/batches/preflight", wanted, key=stranger)
     assert_refused(answer, 404, param="input_file_id", code="file_not_found")
 
 
 def test_more_at_once_than_the_machine_bears_are_refused_and_leave_nothing(server: Server) -> None:
-    file_id = server.upload("".join(chat_line(str(i), "words " * 100) for i in range(3000)))
+    file_id = server.upload("".join(chat_line(str(i), "words " * 100) for i in range(400)))
     answers: list[Any] = []
 
     def ask() -> None:

@@ -78,7 +78,7 @@ def _judge(runs: int, seed: int) -> list[tuple[float, Span | None, float]]:
     return found
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("seed", [1, 2])
 def test_the_range_holds_the_truth_in_four_of_five_runs_and_still_says_something(seed: int) -> None:
     judged = _judge(150, seed)
     given = [(part, span, truth) for part, span, truth in judged if span is not None]

@@ -199,6 +199,6 @@ def test_a_bad_cursor_is_refused(server: Server, query: str) -> None:
 
 def test_another_project_s_results_are_not_found(server: Server) -> None:
     batch_id = server.create([chat_line("a")])
-    other = server.manage("create_api_key", "other", "--project", "other")
+    other = server.new_key("other")
     assert server.request("GET", f"/v1/batches/{batch_id}/results", key=other)[0] == 404
     server.wait(batch_id)

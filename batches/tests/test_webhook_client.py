@@ -20,7 +20,7 @@ from batches.webhooks.client import KEPT_BYTES, Answer, Client
 from vbatch_site.tests.receiver import Receiver, status
 
 TIMEOUT = 1.0
-ENOUGH = 3.0  # seconds: the time-out, and those that reading a body may take
+ENOUGH = 10.0  # seconds: the time-out, and those that reading a body may take
 
 Names = dict[str, list[list[str]]]
 

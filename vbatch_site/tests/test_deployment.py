@@ -257,6 +257,8 @@ class Deployed(Server):
         for process in self.processes.values():
             process.wait(40)
 
+    kill = stop  # it has more roots than one
+
 
 def _certificate(folder: Path) -> None:
     key = ec.generate_private_key(ec.SECP256R1())

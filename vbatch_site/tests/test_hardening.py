@@ -187,6 +187,7 @@ def test_prompts_answers_and_keys_are_in_no_log_and_no_error(new_home: Path) -> 
             "SELECT o.payload FROM django_q_ormq o UNION ALL SELECT s::text FROM workers_service s) AS rows"
         )[0][0]
         key = server.key
+        server.stop()
     assert MARKER not in texts
     assert key not in texts
     logs = [server.log, *(path for path in (new_home / "logs").rglob("*") if path.is_file())]

@@ -24,7 +24,7 @@ def webs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Web, Web]]:
 
 
 def test_a_revoked_key_ends_at_once_in_all_processes(webs: tuple[Web, Web]) -> None:
-    key = webs[0].manage("create_api_key", "revoked")
+    key = webs[0].new_key()
     assert [web.request("GET", "/v1/files", key=key)[0] for web in webs] == [200, 200]
     webs[0].execute("UPDATE vbatch_site_apikey SET revoked_at = now() WHERE prefix = %s", key[:12])
     assert [web.request("GET", "/v1/files", key=key)[0] for web in webs] == [401, 401]
@@ -33,7 +33,7 @@ def test_a_revoked_key_ends_at_once_in_all_processes(webs: tuple[Web, Web]) -> N
 def _tenant(web: Web, **limits: int) -> str:
     """Return the key of a new project with these limits."""
     name = f"p{uuid4().hex[:8]}"
-    key = web.manage("create_api_key", "test", "--project", name)
+    key = web.new_key(name)
     for field, value in limits.items():
         web.execute(f"UPDATE vbatch_site_project SET {field} = %s WHERE name = %s", value, name)  # noqa: S608
     return key

@@ -1,11 +1,21 @@
 """What the runner promises while everything lives, with the simulated engine."""
 
 import json
-import time
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
-from vbatch_site.tests.servers import Server, chat_line, wait_until
+import pytest
+
+from vbatch_site.tests.servers import MODEL, Server, chat_line, wait_until
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server whose engine takes 200 lines a second, and whose batches may have a window of six."""
+    knobs = {"VBATCH_SIM_LINES_PER_SECOND": "200", "VBATCH_SIM_CONCURRENCY": "32"}
+    with Server(tmp_path_factory.mktemp("runner"), VBATCH_COMPLETION_WINDOWS="24h,6s", **knobs) as server:
+        yield server
 
 
 def test_faults_of_the_engine_are_tried_again_and_refusals_are_not(new_home: Path) -> None:
@@ -38,18 +48,17 @@ def test_faults_of_the_engine_are_tried_again_and_refusals_are_not(new_home: Pat
         assert seen.count("[[sim:400]]") == seen.count("hello") == 1
 
 
-def test_a_model_that_cannot_be_loaded_fails_every_line_and_ends_the_batch(new_home: Path) -> None:
-    with Server(new_home, VBATCH_SIM_STARTUP_FAIL="1") as server:
-        batch = server.wait(server.create(chat_line(f"l{i}") for i in range(600)), 60)
-        output, errors = server.lines(batch)
-        assert batch["status"] == "completed"
-        assert batch["request_counts"] == {"total": 600, "completed": 0, "failed": 600}
-        assert not output
-        assert {line["error"]["code"] for line in errors} == {"model_load_failed"}
-        assert len({line["custom_id"] for line in errors}) == 600
-        assert server.query("SELECT load_error <> '' FROM workers_servedmodel WHERE load_failed_at IS NOT NULL") == [
-            (True,)
-        ]
+def test_a_model_that_cannot_be_loaded_fails_every_line_and_ends_the_batch(broken_server: Server) -> None:
+    server = broken_server
+    batch = server.wait(server.create(chat_line(f"l{i}") for i in range(600)), 60)
+    output, errors = server.lines(batch)
+    assert batch["status"] == "completed"
+    assert batch["request_counts"] == {"total": 600, "completed": 0, "failed": 600}
+    assert not output
+    assert {line["error"]["code"] for line in errors} == {"model_load_failed"}
+    assert len({line["custom_id"] for line in errors}) == 600
+    failed = "SELECT name, load_error <> '' FROM workers_servedmodel WHERE load_failed_at IS NOT NULL"
+    assert (MODEL, True) in server.query(failed)
 
 
 def test_a_folder_that_is_no_model_is_named_in_every_line(new_home: Path) -> None:
@@ -57,100 +66,88 @@ def test_a_folder_that_is_no_model_is_named_in_every_line(new_home: Path) -> Non
     with Server(new_home, VBATCH_ENGINE="vllm") as server:
         folder = new_home / "not-a-model"
         folder.mkdir()
-        code = (
-            "from workers.models import ServedModel; "
-            f"ServedModel.objects.create(name='broken', source='{folder}', endpoints=['/v1/chat/completions'])"
-        )
-        server.manage("shell", "-c", code)
+        server.add_model("broken", str(folder))
         batch = server.wait(server.create(chat_line("a", model="broken")), 30)
         _, errors = server.lines(batch)
         assert errors[0]["error"]["code"] == "model_load_failed"
         assert "no config.json" in errors[0]["error"]["message"]
 
 
-def test_two_models_take_turns_on_one_slot_and_a_loaded_one_is_kept(new_home: Path) -> None:
-    with Server(new_home, VBATCH_SIM_LATENCY_MS="20") as server:
-        other = "Qwen/Qwen2.5-0.5B-Instruct"
-        ids = [
-            server.create(chat_line(f"l{i}", model=model) for i in range(100))
-            for model in (other, other, "google/gemma-3-4b-it", other)
-        ]
-        for batch_id in ids:
-            assert server.wait(batch_id)["request_counts"]["completed"] == 100
-        services = server.query("SELECT state FROM workers_service")
-        assert 2 <= len(services) <= 3
+def test_two_models_take_turns_on_one_slot_and_a_loaded_one_is_kept(server: Server) -> None:
+    other = "Qwen/Qwen2.5-0.5B-Instruct"
+    loads = "SELECT count(*) FROM workers_service"
+    before = server.query(loads)[0][0]
+    ids = [
+        server.create(chat_line(f"l{i}", model=model) for i in range(100))
+        for model in (other, other, "google/gemma-3-4b-it", other)
+    ]
+    for batch_id in ids:
+        assert server.wait(batch_id)["request_counts"]["completed"] == 100
+    assert 2 <= server.query(loads)[0][0] - before <= 3
 
 
-def test_a_batch_past_its_window_expires_and_keeps_what_is_done(new_home: Path) -> None:
-    with Server(new_home, VBATCH_COMPLETION_WINDOWS="24h,6s", VBATCH_SIM_LINES_PER_SECOND="50") as server:
-        batch_id = server.create((chat_line(f"l{i}") for i in range(2000)), completion_window="6s")
-        batch = server.wait(batch_id, 30)
-        output, errors = server.lines(batch)
-        assert batch["status"] == "expired"
-        assert batch["request_counts"]["failed"] == 0
-        assert len(output) == batch["request_counts"]["completed"] > 0
-        assert len(output) + len(errors) == 2000
-        assert {line["error"]["code"] for line in errors} == {"batch_expired"}
+def test_a_batch_past_its_window_expires_and_keeps_what_is_done(server: Server) -> None:
+    batch_id = server.create((chat_line(f"l{i}") for i in range(2000)), completion_window="6s")
+    batch = server.wait(batch_id, 30)
+    output, errors = server.lines(batch)
+    assert batch["status"] == "expired"
+    assert batch["request_counts"]["failed"] == 0
+    assert len(output) == batch["request_counts"]["completed"] > 0
+    assert len(output) + len(errors) == 2000
+    assert {line["error"]["code"] for line in errors} == {"batch_expired"}
 
 
-def test_a_deleted_input_file_is_kept_until_its_batch_ends(new_home: Path) -> None:
-    with Server(new_home, VBATCH_SIM_LINES_PER_SECOND="200") as server:
-        batch_id = server.create(chat_line(f"l{i}") for i in range(800))
-        wait_until(lambda: server.batch(batch_id)["request_counts"]["completed"] > 50)
-        file_id = server.batch(batch_id)["input_file_id"]
-        assert server.request("DELETE", f"/v1/files/{file_id}")[0] == 200
-        assert server.request("GET", f"/v1/files/{file_id}")[0] == 404
-        assert server.wait(batch_id)["request_counts"]["completed"] == 800
-        wait_until(lambda: server.query("SELECT 1 FROM files_file WHERE id = %s", file_id) == [], 30)
-        assert not [p for p in (new_home / "files").rglob("*") if p.name == file_id]
+def test_a_deleted_input_file_is_kept_until_its_batch_ends(server: Server) -> None:
+    batch_id = server.create(chat_line(f"l{i}") for i in range(600))
+    wait_until(lambda: server.batch(batch_id)["request_counts"]["completed"] > 50)
+    file_id = server.batch(batch_id)["input_file_id"]
+    assert server.request("DELETE", f"/v1/files/{file_id}")[0] == 200
+    assert server.request("GET", f"/v1/files/{file_id}")[0] == 404
+    assert server.wait(batch_id)["request_counts"]["completed"] == 600
+    wait_until(lambda: server.query("SELECT 1 FROM files_file WHERE id = %s", file_id) == [], 30)
+    assert not [p for p in (server.home / "files").rglob("*") if p.name == file_id]
 
 
-def test_lines_without_a_model_run_with_the_batch_s_own(new_home: Path) -> None:
-    from vbatch_site.tests.servers import MODEL
-
-    with Server(new_home) as server:
-        body = {"input_file_id": server.upload(chat_line("a", model=None)), "metadata": {"model": MODEL}}
-        status, _, created = server.request("POST", "/v1/batches", body)
-        assert status == 200, created
-        assert (created["endpoint"], created["completion_window"]) == ("/v1/chat/completions", "24h")
-        batch = server.wait(created["id"])
-        output, _ = server.lines(batch)
-        assert output[0]["response"]["body"]["model"] == MODEL
+def test_lines_without_a_model_run_with_the_batch_s_own(server: Server) -> None:
+    body = {"input_file_id": server.upload(chat_line("a", model=None)), "metadata": {"model": MODEL}}
+    status, _, created = server.request("POST", "/v1/batches", body)
+    assert status == 200, created
+    assert (created["endpoint"], created["completion_window"]) == ("/v1/chat/completions", "24h")
+    batch = server.wait(created["id"])
+    output, _ = server.lines(batch)
+    assert output[0]["response"]["body"]["model"] == MODEL
 
 
-def test_equal_requests_without_chance_are_computed_once_and_answered_each(new_home: Path) -> None:
-    with Server(new_home) as server:
-        texts = [f"question {i % 7}" for i in range(100)]
-        lines = [chat_line(f"l{i}", text, temperature=0) for i, text in enumerate(texts)]
-        lines += [chat_line(f"warm{i}", "by chance", temperature=1) for i in range(5)]
-        batch = server.wait(server.create(lines))
-        output, errors = server.lines(batch)
-        assert not errors
-        assert len({line["id"] for line in output}) == len({line["custom_id"] for line in output}) == 105
-        for line in output:
-            if line["custom_id"].startswith("l"):
-                text = line["response"]["body"]["choices"][0]["message"]["content"]
-                assert text == f"echo: {texts[int(line['custom_id'][1:])]}"
-        seen = server.requests_seen()
-        assert len(seen) == 7 + 5
-        assert batch["request_counts"] == {"total": 105, "completed": 105, "failed": 0}
+def test_equal_requests_without_chance_are_computed_once_and_answered_each(server: Server) -> None:
+    before = len(server.requests_seen())
+    texts = [f"question {i % 7}" for i in range(100)]
+    lines = [chat_line(f"l{i}", text, temperature=0) for i, text in enumerate(texts)]
+    lines += [chat_line(f"warm{i}", "by chance", temperature=1) for i in range(5)]
+    batch = server.wait(server.create(lines))
+    output, errors = server.lines(batch)
+    assert not errors
+    assert len({line["id"] for line in output}) == len({line["custom_id"] for line in output}) == 105
+    for line in output:
+        if line["custom_id"].startswith("l"):
+            text = line["response"]["body"]["choices"][0]["message"]["content"]
+            assert text == f"echo: {texts[int(line['custom_id'][1:])]}"
+    assert len(server.requests_seen()) - before == 7 + 5
+    assert batch["request_counts"] == {"total": 105, "completed": 105, "failed": 0}
 
 
-def test_a_small_batch_of_another_project_does_not_wait_for_a_large_one(new_home: Path) -> None:
-    limits = {"VBATCH_SIM_LINES_PER_SECOND": "200", "VBATCH_SIM_CONCURRENCY": "32"}
-    with Server(new_home, **limits) as server:
-        big = server.create(chat_line(f"l{i}") for i in range(4000))
-        wait_until(lambda: server.batch(big)["request_counts"]["completed"] > 200)
-        neighbour = server.manage("create_api_key", "neighbour", "--project", "neighbour")
-        server.key, own = neighbour, server.key
-        began = time.monotonic()
+def test_a_small_batch_of_another_project_does_not_wait_for_a_large_one(server: Server) -> None:
+    big = server.create(chat_line(f"l{i}") for i in range(4000))
+    wait_until(lambda: server.batch(big)["request_counts"]["completed"] > 200)
+    neighbour = server.new_key("neighbour")
+    server.key, own = neighbour, server.key
+    try:
         server.wait(server.create(chat_line(f"s{i}") for i in range(10)))
-        took = time.monotonic() - began
+    finally:
         server.key = own
-        counts = server.batch(big)["request_counts"]
-        assert counts["completed"] < 2500, "the small one waited for most of the large one"
-        assert took < 10
-        assert server.wait(big)["request_counts"]["completed"] == 4000
+    counts = server.batch(big)["request_counts"]
+    assert counts["completed"] < 2500, "the small one waited for most of the large one"
+    server.request("POST", f"/v1/batches/{big}/cancel")
+    server.wait(big)
 
 
 def test_an_engine_is_given_little_more_than_it_works_on(new_home: Path) -> None:
@@ -162,7 +159,6 @@ def test_an_engine_is_given_little_more_than_it_works_on(new_home: Path) -> None
         assert stats["running"] == 8
         assert 0 < stats["waiting"] <= 120
         wait_until(lambda: _stats(url)["waiting"] <= 64, 20)
-        assert server.wait(batch_id)["request_counts"]["completed"] == 400
 
 
 def _stats(url: str) -> dict[str, int]:
@@ -170,16 +166,14 @@ def _stats(url: str) -> dict[str, int]:
         return dict(json.load(answer))
 
 
-SLEEPY = (
-    "from workers.models import ServedModel;"
-    "[ServedModel.objects.create(name=name, source=name, endpoints=['/v1/chat/completions'],"
-    " engine_args='--enable-sleep-mode') for name in ('one', 'two')]"
-)
+def _add_sleepy(server: Server) -> None:
+    for name in ("one", "two"):
+        server.add_model(name, name, "--enable-sleep-mode")
 
 
 def test_a_model_that_may_sleep_is_woken_and_not_loaded_again(new_home: Path) -> None:
     with Server(new_home, VBATCH_SIM_STARTUP="1") as server:
-        server.manage("shell", "-c", SLEEPY)
+        _add_sleepy(server)
         for model in ("one", "two", "one", "two"):
             batch = server.wait(server.create([chat_line("a", "hello", model=model)]))
             assert server.lines(batch)[0][0]["response"]["body"]["choices"][0]["message"]["content"] == "echo: hello"
@@ -191,7 +185,7 @@ def test_a_model_that_may_sleep_is_woken_and_not_loaded_again(new_home: Path) ->
 
 def test_an_engine_that_wakes_up_wrong_is_replaced_before_it_sees_a_line(new_home: Path) -> None:
     with Server(new_home, VBATCH_SIM_WAKE_GARBLES="1") as server:
-        server.manage("shell", "-c", SLEEPY)
+        _add_sleepy(server)
         for model in ("one", "two", "one"):
             batch = server.wait(server.create([chat_line("a", "hello", model=model)]))
             assert server.lines(batch)[0][0]["response"]["body"]["choices"][0]["message"]["content"] == "echo: hello"

@@ -284,7 +284,7 @@ class Simulation:
         self.now += 0.25
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_of_thousands_of_random_arrivals_none_starves(seed: int) -> None:
     chance = random.Random(seed)
     clock, jobs = 0.0, []

@@ -217,14 +217,14 @@ def test_a_group_has_replicas_that_share_prompts_and_end_together(server: Server
     assert group["id"] in [found["id"] for found in get(server, "service-groups")]
 
 
-def test_a_service_that_can_not_start_fails_with_the_engines_words_in_its_log(tmp_path: Path) -> None:
-    with Server(tmp_path / "home", VBATCH_SIM_STARTUP_FAIL="1") as server:
-        service_id = start(server)["id"]
-        wait_until(lambda: get(server, f"services/{service_id}")["status"] == "failed", 30)
-        assert "KV cache is needed" in get(server, f"services/{service_id}/logs")["logs"]
-        assert get(server, f"services/{service_id}/status")["error"] == "The engine ended with status 1."
-        assert call(server, "GET", f"services/{service_id}/metrics")[0] == 409
-        assert not server.service_processes()
+def test_a_service_that_can_not_start_fails_with_the_engines_words_in_its_log(broken_server: Server) -> None:
+    server = broken_server
+    service_id = start(server)["id"]
+    wait_until(lambda: get(server, f"services/{service_id}")["status"] == "failed", 30)
+    assert "KV cache is needed" in get(server, f"services/{service_id}/logs")["logs"]
+    assert get(server, f"services/{service_id}/status")["error"] == "The engine ended with status 1."
+    assert call(server, "GET", f"services/{service_id}/metrics")[0] == 409
+    assert not server.service_processes()
 
 
 def test_a_time_limit_ends_a_service_as_completed(server: Server) -> None:
@@ -268,9 +268,9 @@ def test_recipes_are_shown_with_their_parameters(server: Server) -> None:
 
 def test_services_want_a_key_with_the_right_to_run_them(server: Server) -> None:
     assert call(server, "GET", "services", key=None)[0] == 401
-    batches = server.manage("create_api_key", "b", "--scopes", "batches")
+    batches = server.new_key(scopes=("batches",))
     assert call(server, "GET", "services", key=batches)[0] == 403
-    other = server.manage("create_api_key", "o", "--project", "other", "--scopes", "services")
+    other = server.new_key("other", scopes=("services",))
     assert call(server, "GET", "services", key=other) == (200, [])
     mine = start(server)
     assert call(server, "DELETE", f"services/{mine['id']}", key=other)[0] == 404

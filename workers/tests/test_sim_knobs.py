@@ -37,7 +37,7 @@ def test_latency_and_decode_speed_add_up() -> None:
         start = time.monotonic()
         sim.chat("hello", max_tokens=16, ignore_eos=True)
         # 100 ms to the first token, then 15 of 20 ms each.
-        assert 0.4 <= time.monotonic() - start < 2
+        assert 0.4 <= time.monotonic() - start < 5
 
 
 def test_a_stream_comes_at_the_decode_speed() -> None:
@@ -62,7 +62,7 @@ def test_lines_per_second_bound_the_whole_server() -> None:
         for connection in connections:
             assert connection.recv(15).endswith(b"200 OK")
         # The first needs no wait; 25 more at 20 ms.
-        assert 0.5 <= time.monotonic() - start < 3
+        assert 0.5 <= time.monotonic() - start < 5
         for connection in connections:
             connection.close()
 

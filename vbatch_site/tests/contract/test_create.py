@@ -255,7 +255,7 @@ def test_item_90_an_unknown_batch_is_404_and_no_batch_id_400(
 @pytest.fixture(scope="module")
 def many(sim_server: Server) -> tuple[str, list[str]]:
     """A key of a project with 25 batches, made within the same second or two, and their ids."""
-    key = sim_server.manage("create_api_key", "many", "--project", f"many-{uuid4().hex[:8]}")
+    key = sim_server.new_key(f"many-{uuid4().hex[:8]}")
     headers = {"Authorization": f"Bearer {key}"}
     made = [sim_server.request("POST", "/v1/batches", WANTED, headers=headers)[2]["id"] for _ in range(25)]
     return key, made

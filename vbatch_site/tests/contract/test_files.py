@@ -255,7 +255,7 @@ def test_item_32_batch_output_lists_exactly_output_and_error_files(sim_server: S
 @pytest.mark.parametrize("order", ["asc", "desc"])
 @pytest.mark.parametrize("limit", [1, 2, 3])
 def test_item_33_pages_of_any_size_hold_each_file_once(sim_server: Server, limit: int, order: str) -> None:
-    key = sim_server.manage("create_api_key", "paging", "--project", f"paging-{uuid4().hex[:8]}")
+    key = sim_server.new_key(f"paging-{uuid4().hex[:8]}")
     headers = {"Authorization": f"Bearer {key}"}
     made = []
     for _ in range(3):

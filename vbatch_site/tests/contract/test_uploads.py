@@ -329,7 +329,7 @@ def test_a_first_line_may_go_over_parts(sim_server: Server) -> None:
 
 def test_an_upload_of_another_project_is_not_found(sim_server: Server) -> None:
     upload_id = begun(sim_server, 3)
-    other = sim_server.manage("create_api_key", "other", "--project", "uploads-elsewhere")
+    other = sim_server.new_key("uploads-elsewhere")
     body, kind = form(b"abc")
     for end, sent, headers in (("parts", body, kind), ("complete", {"part_ids": []}, None), ("cancel", None, None)):
         path = f"/v1/uploads/{upload_id}/{end}"

@@ -121,7 +121,7 @@ def test_item_99_a_retry_keeps_its_id_and_has_a_new_timestamp_and_signature(hook
         assert len(receiver.received) == 3
         for request in receiver.received:
             _check_signed(request, SECRET)
-            assert abs(int(request.headers["webhook-timestamp"]) - request.at) < 3
+            assert abs(int(request.headers["webhook-timestamp"]) - request.at) < 10
         assert len({request.headers["webhook-id"] for request in receiver.received}) == 1
         assert len({request.body for request in receiver.received}) == 1
         assert receiver.received[2].at - receiver.received[0].at > 0.2 * 0.8 * 3
@@ -224,7 +224,7 @@ def test_item_102_endpoints_have_the_shapes_of_the_contract(hook_server: Server)
 
 
 def test_item_102_endpoints_are_listed_newest_first_and_paged(hook_server: Server) -> None:
-    key = hook_server.manage("create_api_key", "paging", "--project", "paging")
+    key = hook_server.new_key("paging")
     webhooks = openai.OpenAI(base_url=hook_server.base_url, api_key=key).webhooks
     empty = webhooks.list()
     assert (empty.data, empty.has_more, empty.to_dict()["first_id"]) == ([], False, None)
@@ -359,7 +359,7 @@ def test_a_projects_endpoint_hears_of_all_its_batches_and_of_no_others(hook_serv
         endpoint = _client(hook_server).webhooks.create(
             name="all", url=receiver.url, event_types=["batch.completed", "batch.failed"]
         )
-        other = hook_server.manage("create_api_key", "deaf", "--project", "deaf")
+        other = hook_server.new_key("deaf")
         mine = [hook_server.create([chat_line("0")]) for _ in range(2)]
         key, hook_server._key = hook_server._key, other
         try:
