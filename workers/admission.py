@@ -3,7 +3,8 @@
 Priority alone lets a live request past the lines that wait, not past those that the engine is working on: each of them
 makes every step slower. How many are harmless depends on the model, the machine and the lines, so it is found out: the
 limit grows by one while live requests get their first token about as fast as without batches, and is cut when they
-don't. Where that is not known it is small.
+don't. Where that is not known it is small. Lines that start together are read together by the engine, in one long step
+that a live request has to wait for; so they start one after the other.
 """
 
 import math
@@ -22,6 +23,9 @@ QUANTILE = 0.9
 # as much again, and is to stay below three times.
 BORNE = 2.0
 CUT = 0.7  # of the lines in flight, when it takes longer
+# Between two lines that start, in times of what a live request's first token takes without batches: about one is read
+# in a step, whatever a step takes on this machine.
+APART = 0.7
 # Requests whose times are looked at together.
 WINDOW_SECONDS = 15.0
 LEAST_SAMPLES = 3
@@ -49,11 +53,20 @@ class Admission:
         self._read_to = -math.inf
         self._known_at = -math.inf
         self._lines = 0  # in flight at the last look
+        self._started_at = -math.inf
 
     @property
     def is_live(self) -> bool:
         """Whether people use the engine."""
         return self.limit < UNLIMITED
+
+    def pause(self, now: float) -> float:
+        """Return the seconds that the next line has to wait; where there are none it counts as started now."""
+        usual = self._usual() if self.is_live else None
+        wait = self._started_at + APART * usual - now if usual is not None else 0.0
+        if wait <= 0:
+            self._started_at = now
+        return max(0.0, wait)
 
     def look(self, traffic: Traffic, lines: int, now: float) -> None:
         """Set the limit by what is known at a unix time, with so many lines in flight; called about once a second."""

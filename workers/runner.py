@@ -79,6 +79,7 @@ class Runner:
         self._outbox = Outbox(self._db, lambda: self._slot.engine.provenance if self._slot.engine else "")
         self._feeding = Feeding()
         self._admission = Admission()
+        self._feed_again: asyncio.TimerHandle | None = None
         self._admissions: dict[str, Admission] = {}  # of the models that ran here: they know how fast each one is
         self._rates: dict[str, float] = {}  # lines a second of the models that ran here
         self._prices: dict[str, float] = {}
@@ -373,7 +374,13 @@ class Runner:
         if self._slot.is_closing:
             return
         limit = min(self._feeding.limit, self._admission.limit)
+        if self._feed_again is not None:
+            self._feed_again.cancel()
+            self._feed_again = None
         while len(self._backlog) and len(self._in_flight) < limit and not self.stopping:
+            if pause := self._admission.pause(time.monotonic()):
+                self._feed_again = asyncio.get_running_loop().call_later(pause, self._feed)
+                return
             self._start(self._backlog.next(), engine)
 
     def _start(self, line: Line, engine: Engine) -> None:

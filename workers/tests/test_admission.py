@@ -1,9 +1,22 @@
 """How many lines an engine gets beside live requests: the rule alone, against an engine made of arithmetic."""
 
+import itertools
 import random
 from dataclasses import dataclass, field
 
-from workers.admission import FIRST, LEAST, QUIET_SECONDS, UNLIMITED, WINDOW_SECONDS, Admission, Traffic, quantile
+import pytest
+
+from workers.admission import (
+    APART,
+    FIRST,
+    LEAST,
+    QUIET_SECONDS,
+    UNLIMITED,
+    WINDOW_SECONDS,
+    Admission,
+    Traffic,
+    quantile,
+)
 
 IDLE = 0.1  # seconds to the first token without lines
 LINES = 128
@@ -88,3 +101,17 @@ def test_a_model_that_was_never_seen_without_lines_is_judged_by_what_the_least_d
     engine.run(admission, 0, 400, wanted=LINES, live=2)
     settled = sum(engine.limits[-100:]) / 100
     assert LEAST + 2 < settled < 25
+
+
+def test_lines_start_one_after_the_other_while_there_are_live_requests_and_together_without() -> None:
+    admission = Admission()
+    assert [admission.pause(1.0) for _ in range(3)] == [0, 0, 0]
+    usual = quantile(Engine(0.0).run(admission, 0, 20, wanted=0, live=3), 0.9)
+    now, started = 60.0, list[float]()
+    while len(started) < 5:
+        if wait := admission.pause(now):
+            now += wait
+        else:
+            started.append(now)
+    apart = [after - before for before, after in itertools.pairwise(started)]
+    assert apart == pytest.approx([APART * usual] * 4)
