@@ -116,7 +116,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def test_a_running_batch_shows_its_rate_and_a_range_that_holds_its_end(server: Server) -> None:
-    batch_id = server.create(chat_line(f"l{i}", max_tokens=4) for i in range(600))
+    batch_id = server.create(chat_line(f"l{i}", max_tokens=4) for i in range(800))
 
     def known() -> dict[str, object] | None:
         batch = server.batch(batch_id)
