@@ -9,7 +9,7 @@ from typing import Any
 import psutil
 import pytest
 from asgiref.sync import sync_to_async
-from django.db import OperationalError
+from django.db import OperationalError, connections
 
 from vbatch_site.tests.servers import MODEL
 from workers import registry
@@ -21,6 +21,14 @@ def _engines() -> list[psutil.Process]:
     return [process for process in children if "workers.sim" in process.cmdline()]
 
 
+def _closing(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call, and leave no connection behind in a thread that lives on."""
+    try:
+        return function(*arguments)
+    finally:
+        connections.close_all()
+
+
 @pytest.mark.django_db(transaction=True, serialized_rollback=True)
 def test_an_engine_that_answers_is_stopped_when_what_comes_after_fails(settings: Any, tmp_path: Path) -> None:
     settings.VBATCH_ENGINE, settings.VBATCH_HOME = "sim", tmp_path
@@ -30,7 +38,7 @@ def test_an_engine_that_answers_is_stopped_when_what_comes_after_fails(settings:
         if function is registry.ready:
             running.append(len(_engines()))
             raise OperationalError("it went away, and everything is to stop")
-        return await sync_to_async(function)(*arguments)
+        return await sync_to_async(_closing)(function, *arguments)
 
     with pytest.raises(OperationalError):
         asyncio.run(Slot("a-worker", {}, database).load(MODEL))
