@@ -260,8 +260,9 @@ def test_logs_and_traces_name_requests_batches_and_shards(new_home: Path) -> Non
         wait_until(lambda: set(requests) <= {line.get("request_id") for line in _lines(server)})
         ready = server.request("GET", "/ready", key=None)
         # Sent while it runs, and not only at the end.
-        wait_until(lambda: {"batch", "shard", "upload", "create"} <= {span.name for span in collector.spans})
-        wait_until(lambda: "batch_completed" in {line.get("action") for line in _lines(server)})
+        steps = {"validating", "in_progress", "finalizing"}
+        wait_until(lambda: {"batch", "shard", "upload", "create"} | steps <= {span.name for span in collector.spans})
+        wait_until(lambda: {"batch_completed", "shard_done"} <= {line.get("action") for line in _lines(server)})
         lines = list(_lines(server))
     assert ready[0] == 200, ready
     by_action: dict[str, list[dict[str, Any]]] = {}
