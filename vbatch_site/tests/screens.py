@@ -3,12 +3,16 @@
 import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import psycopg
 from playwright.sync_api import Browser, Page, sync_playwright
 
+from batches.locks import lock_key
 from vbatch_site.tests import plugin  # noqa: F401 (starts the database that servers are made in)
 from vbatch_site.tests.browsers import chromium, sign_in
 from vbatch_site.tests.servers import Server, chat_line
@@ -108,6 +112,14 @@ def _pretend_gpus(folder: Path) -> str:
     return f"{folder}{os.pathsep}{os.environ['PATH']}"
 
 
+@contextmanager
+def _unswept(server: Server) -> Iterator[None]:
+    """Keep batches as they were drawn: the sweep rings for those that have been validating or ending for a while."""
+    with psycopg.connect(server.database, autocommit=True) as connection:
+        connection.execute("SELECT pg_advisory_lock(%s)", [lock_key("sweep")])
+        yield
+
+
 def main() -> None:
     """Start a server, fill it, and take the pictures."""
     out = Path(sys.argv[1] if len(sys.argv) > 1 else "screenshots")
@@ -117,7 +129,7 @@ def main() -> None:
         home = Path(folder)
         settings: dict[str, Any] = {"VBATCH_SIM_LINES_PER_SECOND": "20", "VBATCH_GPU_WORKERS": "1"}
         settings["PATH"] = _pretend_gpus(home / "bin")
-        with Server(home / "server", **settings) as server:
+        with Server(home / "server", **settings) as server, _unswept(server):
             world = furnish(server, chat_line)
             server.wait(world["in_progress"], 120)
             world["in_progress"] = lengthen(server, chat_line)

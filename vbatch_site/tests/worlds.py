@@ -54,7 +54,7 @@ for status, hours, description in told:
         completed={"finalizing": 49871, "validating": 0}.get(status, 31207),
         failed={"finalizing": 129, "validating": 0}.get(status, 112),
         in_progress_at=None if status == "validating" else at + timedelta(seconds=4),
-        purged_at=now if ended else None, rung_at=now + timedelta(days=1),
+        purged_at=now if ended else None, rung_at=now,
         metadata={"description": description, "team": "research"},
     )
     end = at + timedelta(hours=20)
@@ -126,7 +126,7 @@ from batches.samples import stretch
 now, chance = timezone.now(), Random(7)
 b = Batch.objects.get(pk={batch!r})
 began, done, tokens = stretch(now - timedelta(minutes=38)), 0, 0
-for i in range(38 * 6 - 1):
+for i in range(38 * 6 + 1):
     rate = 19 + 3 * sin(i / 31) + chance.gauss(0, 0.7)
     if 70 <= i < 78:
         rate = 1 if i > 72 else 0

@@ -36,16 +36,22 @@
   }
   setInterval(tick, 1000);
 
-  // Someone who selects rows, types or answers a question must not lose it to an update.
+  // Someone who selects rows, types, has typed or answers a question must not lose it to an update.
+  const FIELDS = "[data-live] :is(input:not([type=checkbox], [type=hidden]), select, textarea)";
   function busy() {
     return document.hidden
       || document.querySelector("dialog[open]") !== null
       || document.querySelector("[data-live] input[data-select]:checked") !== null
-      || document.activeElement.matches("[data-live] :is(input:not([type=checkbox]), select, textarea)");
+      || document.activeElement.matches(FIELDS)
+      || [...document.querySelectorAll(FIELDS)].some((field) => field.value !== (field.defaultValue ?? field.value));
   }
 
   document.addEventListener("htmx:beforeRequest", (event) => {
     if (event.target.matches("[data-live]") && busy()) event.preventDefault();
+  });
+  // Nor to the answer of what was asked just before.
+  document.addEventListener("htmx:beforeSwap", (event) => {
+    if (event.detail.requestConfig?.elt.matches("[data-live]") && busy()) event.detail.shouldSwap = false;
   });
   // What has the focus keeps it when the part around it is replaced (htmx does this for what has an id), and a table
   // that was moved sideways stays there.
