@@ -151,6 +151,8 @@
   }
 
   input.addEventListener("change", () => upload(input.files[0]));
+  // Chosen while this script was still on its way.
+  if (input.files.length) upload(input.files[0]);
   for (const kind of ["dragover", "dragenter"]) {
     drop.addEventListener(kind, (event) => { event.preventDefault(); drop.classList.add("vb-over"); });
   }

@@ -114,6 +114,14 @@ def test_an_operators_day(page: Page, server: Server, tmp_path: Path) -> None:
 
     other = server.create([chat_line(f"c-{i}") for i in range(600)])
     page.goto(f"http://127.0.0.1:{server.port}/console/batches/{other}")
+    # What was typed is not updated away, neither while it is typed nor before it is sent.
+    page.fill("#priority", "7")
+    page.keyboard.press("Tab")
+    expect(page.locator("#batch [data-updated]")).to_have_text("Updates paused")
+    page.keyboard.press("Enter")
+    expect(page.locator(".vb-notes")).to_be_visible()
+    expect(page.locator("#priority")).to_have_value("7")
+
     page.locator("#act-cancel").click()
     page.locator("#ask-cancel").get_by_role("button", name="Cancel").click()
     expect(page.locator("#batch .vb-status").first).to_have_text(re.compile("cancell"))
@@ -201,6 +209,8 @@ def test_an_upload_goes_on_after_the_connection_broke(page: Page, server: Server
             route.continue_()
 
     page.route("**/console/uploads/*/parts", breaks)
+    # The file is chosen before the page's script is there.
+    page.route("**/upload*.js", lambda route: (page.wait_for_timeout(500), route.continue_()))
     page.get_by_role("link", name="New batch").first.click()
     page.set_input_files("#upload-file", file)
     page.wait_for_url("**/console/batches/new/file-*")
