@@ -208,9 +208,13 @@ def test_an_upload_goes_on_after_the_connection_broke(page: Page, server: Server
         else:
             route.continue_()
 
+    def comes_late(route: Any) -> None:
+        """Let the file be chosen before the page's script is there."""
+        page.wait_for_timeout(500)
+        route.continue_()
+
     page.route("**/console/uploads/*/parts", breaks)
-    # The file is chosen before the page's script is there.
-    page.route("**/upload*.js", lambda route: (page.wait_for_timeout(500), route.continue_()))
+    page.route("**/upload*.js", comes_late)
     page.get_by_role("link", name="New batch").first.click()
     page.set_input_files("#upload-file", file)
     page.wait_for_url("**/console/batches/new/file-*")
