@@ -135,9 +135,9 @@ def warm(source: Path, folder: Path) -> float:
     home = _home(folder)
     server = Server(home, VBATCH_ENGINE="vllm", VBATCH_VLLM_ARGS=ARGUMENTS, **cache())
     with server:
-        server.wait(server.create(workloads.short(0.1)[0] + "\n", endpoint="/v1/completions"), 600)
+        server.wait(server.create(workloads.short(0.1)[0] + "\n"), 600)
         began = time.monotonic()
-        batch = server.wait(server.create(source.read_text(), endpoint="/v1/completions"), 600)
+        batch = server.wait(server.create(source.read_text()), 600)
         output, errors = server.lines(batch)
         seconds = time.monotonic() - began
         assert len(output) == len(source.read_text().splitlines()) and not errors

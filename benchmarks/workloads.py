@@ -108,12 +108,16 @@ def long_tail(part: float) -> list[str]:
 
 
 def short(part: float) -> list[str]:
-    """Return completions of a dozen tokens with four to generate: what is waited for is the server, not the model."""
+    """Return chats of a dozen tokens with four to generate: what is waited for is the server, not the model."""
     chance = random.Random(6)  # noqa: S311
     lines = []
     for i in range(max(10, round(100 * part))):
-        body = {"model": MODEL, "prompt": _fact(chance, i), "max_tokens": 4, "temperature": 0}
-        lines.append({"custom_id": f"r{i}", "method": "POST", "url": "/v1/completions", "body": body})
+        messages = [
+            {"role": "system", "content": "Add."},  # without one the model's template puts in a long one of its own
+            {"role": "user", "content": f"{chance.randint(1, 99)} + {chance.randint(1, 99)}"},
+        ]
+        body = {"model": MODEL, "messages": messages, "max_tokens": 4, "temperature": 0}
+        lines.append({"custom_id": f"r{i}", "method": "POST", "url": "/v1/chat/completions", "body": body})
     return [json.dumps(line) for line in lines]
 
 

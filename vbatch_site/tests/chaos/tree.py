@@ -3,6 +3,7 @@
 import os
 import re
 import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -66,17 +67,23 @@ class Tree(Server):
         database.leave(self.home)
 
     def fake_clock(self) -> bool:
-        """Let this tree's clock be set; call before the start. False where libfaketime is not installed."""
+        """Let this tree's clock be set; call before the start. False where libfaketime is missing or fails."""
         if not _FAKETIME:
             return False
         self.clock.parent.mkdir(parents=True, exist_ok=True)
         self.shift_clock(0)
-        self.env |= {
+        faked = {
             "LD_PRELOAD": str(_FAKETIME[-1]),
             "FAKETIME_TIMESTAMP_FILE": str(self.clock),
             "FAKETIME_CACHE_DURATION": "1",
             "FAKETIME_DONT_FAKE_MONOTONIC": "1",
         }
+        # Some versions, told to leave the steady clock alone, let no program sleep.
+        nap = [sys.executable, "-c", "import time; time.sleep(0.001)"]
+        if subprocess.run(nap, env=self.env | faked, check=False, capture_output=True).returncode != 0:
+            self.clock.unlink()
+            return False
+        self.env |= faked
         return True
 
     @property
