@@ -55,7 +55,7 @@ class BatchAdmin(ReadOnlyAdmin):
 
     unread = ("errors", "chosen_lines", "metadata")
 
-    list_display = ["id", "state", "lines", "model", "endpoint", "project", "created_at", "page"]
+    list_display = ["id", "state", "lines", "model", "project", "created_at", "page"]
     list_filter = ["status", OfEndpoint, "project"]
     list_select_related = ["project"]
     # Whole values and beginnings: a text somewhere in a million rows is not found in time.
@@ -71,8 +71,12 @@ class BatchAdmin(ReadOnlyAdmin):
     @display(description="Lines")  # type: ignore[untyped-decorator]
     def lines(self, obj: Batch) -> str:
         """Show how many of its lines are done, and how many failed."""
-        done = f"{obj.completed + obj.failed:,} of {obj.total:,}"
-        return f"{done}, {obj.failed:,} failed" if obj.failed else done
+        parts = [
+            f"{obj.completed + obj.failed:,} of {obj.total:,}",
+            *([f"{obj.failed:,} failed"] if obj.failed else []),
+        ]
+        # Only between the two may a line break.
+        return " ".join(part.replace(" ", "\N{NO-BREAK SPACE}") for part in parts)
 
     @display(description="Console and files")  # type: ignore[untyped-decorator]
     def page(self, obj: Batch) -> str:

@@ -39,6 +39,10 @@ def batch(tree: Tree, batch_id: str, asked: Mapping[str, str], may_end: tuple[st
     found = Verdict(lines=len(asked))
     row = tree.batch(batch_id)
     output, errors = tree.lines(row)
+    if row["status"] == BatchStatus.EXPIRED and row["in_progress_at"] is None:
+        # Its time was over before its file was read: there are no lines that could be in a file.
+        asked = {}
+        found.lines = 0
     seen = Counter(line["custom_id"] for line in output + errors)
     found.lost = len(asked.keys() - seen.keys())
     found.doubled = sum(seen.values()) - len(seen)
