@@ -76,15 +76,14 @@ def _queue(scrape: Scrape) -> Iterable[Metric]:
             SELECT project_id, model, sum(waiting), sum(running), min(created_at) FILTER (WHERE running = 0),
                    min(expires_at)
               FROM (SELECT b.project_id, s.model, b.created_at, b.expires_at,
-                           coalesce(sum(s.count - s.done) FILTER (WHERE s.lease_expires_at >= %(now)s), 0) AS running,
+                           coalesce(sum(s.count - s.done) FILTER (WHERE s.lease_expires_at >= now()), 0) AS running,
                            coalesce(sum(s.count - s.done)
-                                    FILTER (WHERE coalesce(s.lease_expires_at < %(now)s, true)), 0) AS waiting
+                                    FILTER (WHERE coalesce(s.lease_expires_at < now(), true)), 0) AS waiting
                       FROM batches_shard s JOIN batches_batch b ON b.id = s.batch_id
                      WHERE b.status = 'in_progress' AND b.paused_at IS NULL AND s.state IN ('pending', 'leased')
                      GROUP BY b.id, s.model) AS work
              GROUP BY project_id, model ORDER BY project_id, model
-            """,
-            {"now": scrape.now},
+            """
         )
         for project_id, model, waiting, running, since, until in cursor.fetchall():
             names = [scrape.project(project_id), model]

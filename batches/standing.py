@@ -51,7 +51,7 @@ def queue(now: datetime) -> list[Queued]:
             """
             SELECT b.id, b.project_id, b.model, b.priority, b.total - b.completed - b.failed, b.total,
                    EXISTS (SELECT 1 FROM batches_shard s
-                            WHERE s.batch_id = b.id AND s.state = 'leased' AND s.lease_expires_at > %(now)s) AS running,
+                            WHERE s.batch_id = b.id AND s.state = 'leased' AND s.lease_expires_at > now()) AS running,
                    coalesce(f.bytes, 0)
               FROM batches_batch b LEFT JOIN files_file f ON f.id = b.input_file_id
              WHERE b.status = 'in_progress' AND b.paused_at IS NULL AND b.expires_at > %(now)s

@@ -23,7 +23,7 @@ def connect() -> None:
 
 def _on_move(batch_id: str, to: BatchStatus, at: datetime, **_: Any) -> None:
     if to in TERMINAL:
-        transaction.on_commit(partial(_ended, batch_id, to, at))
+        transaction.on_commit(partial(_ended, batch_id, to, at), robust=True)  # a trace that fails harms no batch
 
 
 def _ended(batch_id: str, status: BatchStatus, at: datetime) -> None:

@@ -12,7 +12,7 @@ STUCK_SECONDS = 5.0  # between two statements of one transaction; long beside an
 
 logger = logging.getLogger(__name__)
 
-# A dump that is being restored has another name, and so has a person's psql.
+# A dump that is being made or restored has another name, and so has a person's psql.
 _END = """
     SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
      WHERE datname = current_database() AND usename = current_user AND pid <> pg_backend_pid()

@@ -15,7 +15,7 @@ from typing import IO, Any
 
 from django.conf import settings
 from django.core.management import call_command
-from django.db import connection
+from django.db import connection, transaction
 from django.utils import timezone
 
 from batches.models import Shard
@@ -23,6 +23,7 @@ from batches.states import ShardState
 from files import storage
 from files.models import File, UploadPart
 from vbatch_site import dumps
+from vbatch_site.doctor import one_line
 from vbatch_site.env import env_str
 from workers.backup import DUMP, END, FILES, FORMAT, MANIFEST, SECRET, key_digest, names
 from workers.models import ENDED_SERVICES, Service, ServiceState, Worker
@@ -59,7 +60,7 @@ def clear() -> None:
     if File._meta.db_table in connection.introspection.table_names():
         for name in list(names()):
             storage.delete(name)
-    with connection.cursor() as cursor:
+    with transaction.atomic(), connection.cursor() as cursor:
         cursor.execute("SELECT quote_ident(current_schema())")
         schema = cursor.fetchone()[0]
         cursor.execute(f"DROP SCHEMA {schema} CASCADE")
@@ -74,7 +75,7 @@ def check(path: Path) -> None:
             if END not in archive.getnames():
                 raise RestoreFailed(_CUT_OFF)
     except (tarfile.TarError, EOFError, KeyError, ValueError) as error:
-        raise RestoreFailed(f"This is no backup of vbatch, or not all of one ({_one_line(error)}).") from error
+        raise RestoreFailed(f"This is no backup of vbatch, or not all of one ({one_line(error)}).") from error
 
 
 def read(source: IO[bytes]) -> Restored:
@@ -105,9 +106,7 @@ def read(source: IO[bytes]) -> Restored:
                 raise RestoreFailed(_CUT_OFF)
             dumps.load(Path(dump.name))
     except (tarfile.TarError, EOFError, KeyError, ValueError) as error:
-        raise RestoreFailed(
-            f"This is no whole backup: {' '.join(str(error).split()) or type(error).__name__}."
-        ) from error
+        raise RestoreFailed(f"This is no whole backup: {one_line(error)}.") from error
     call_command("migrate", interactive=False, verbosity=0)
     restored.ended_files = _settle(end["missing"])
     restored.warnings = _doubts(manifest)
@@ -161,10 +160,6 @@ def _settle(missing: list[str]) -> int:
     Service.objects.filter(pid__isnull=False).update(pid=None, process_started=None)
     UploadPart.objects.filter(path__in=missing).delete()
     return File.objects.filter(path__in=missing, deleted_at=None).update(deleted_at=now)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _doubts(manifest: dict[str, Any]) -> list[str]:

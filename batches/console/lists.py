@@ -8,6 +8,7 @@ from datetime import datetime, time, timedelta
 from typing import Any
 
 from django.db.models import Q, QuerySet
+from django.db.models.functions import Now
 from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
 from django.http.response import HttpResponseBase
 from django.urls import reverse
@@ -154,7 +155,7 @@ def _add_workers(batches: Sequence[Batch]) -> None:
     running = [batch.pk for batch in batches if batch.status == BatchStatus.IN_PROGRESS]
     held: dict[str, set[str]] = {}
     if running:
-        leases = Shard.objects.filter(batch__in=running, state=ShardState.LEASED, lease_expires_at__gt=timezone.now())
+        leases = Shard.objects.filter(batch__in=running, state=ShardState.LEASED, lease_expires_at__gt=Now())
         for pk, holder in leases.order_by().values_list("batch_id", "holder"):
             held.setdefault(pk, set()).add(holder)
     for batch in batches:

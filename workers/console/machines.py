@@ -7,6 +7,7 @@ from typing import Any
 from django.conf import settings
 from django.db import transaction
 from django.db.models import Count, Sum
+from django.db.models.functions import Now
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404
 from django.urls import reverse
@@ -81,7 +82,7 @@ def _with_work(rows: list[Worker], now: datetime) -> list[Worker]:
         if service.worker_id not in engines or service.state != ServiceState.SLEEPING:
             engines[str(service.worker_id)] = service
     held: dict[str, list[str]] = {}
-    leases = Shard.objects.filter(state=ShardState.LEASED, holder__in=ids, lease_expires_at__gt=now)
+    leases = Shard.objects.filter(state=ShardState.LEASED, holder__in=ids, lease_expires_at__gt=Now())
     for holder, batch_id in leases.order_by().values_list("holder", "batch_id").distinct():
         held.setdefault(holder, []).append(batch_id)
     batches = Batch.objects.only("total", "completed", "failed").in_bulk(

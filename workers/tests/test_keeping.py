@@ -78,6 +78,19 @@ def test_a_batch_in_flight_is_finished_by_the_restored_server_and_no_line_is_los
     assert (server.home / "secret_key").stat().st_mode & 0o077 == 0
 
 
+def test_a_backup_that_takes_long_is_not_ended_as_a_stuck_session(sim_server: Server, tmp_path: Path) -> None:
+    backup = [sys.executable, "manage.py", "backup", str(tmp_path / "backup.tar")]
+    with psycopg.connect(sim_server.database, application_name="psql") as person:
+        person.execute("LOCK TABLE workers_livedemand IN ACCESS EXCLUSIVE MODE")
+        with subprocess.Popen(backup, cwd=ROOT, env=sim_server.env, stderr=subprocess.PIPE, text=True) as process:
+            wait_until(lambda: sim_server.query("SELECT 1 FROM pg_stat_activity WHERE application_name = 'pg_dump'"))
+            sim_server.manage("shell", "-v0", "-c", "from vbatch_site import sessions; sessions.end_stuck(1.0)")
+            assert process.poll() is None
+            person.rollback()
+            _, said = process.communicate(timeout=60)
+    assert process.returncode == 0, said
+
+
 def test_a_backup_is_refused_where_there_is_something_or_when_it_is_not_whole(
     copy: tuple[Server, dict[str, Any], Path], tmp_path: Path
 ) -> None:
