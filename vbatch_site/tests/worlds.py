@@ -95,8 +95,9 @@ def furnish(server: Server, line: Callable[..., str]) -> dict[str, str]:
     failed = server.create(bad, metadata={"description": "Hand-made file"})
     server.wait(failed, 60)
     running = server.create(talk, metadata={"description": "Support tickets, October"})
-    server.manage("shell", "-v0", "-c", _ROWS)
+    # Before the command, which may take longer than the batch.
     server.wait(running, 60, ["in_progress"])
+    server.manage("shell", "-v0", "-c", _ROWS)
     batch = server.batch(completed)
     service = server.query("SELECT id FROM workers_service ORDER BY id DESC LIMIT 1")[0][0]
     found: dict[str, Any] = {

@@ -36,10 +36,20 @@
   }
   setInterval(tick, 1000);
 
-  // Someone who selects rows, types, has typed or answers a question must not lose it to an update.
+  // A click is lost when its button is replaced between press and release, which people take a tenth of a second for.
+  const LONGEST_PRESS = 3000;  // milliseconds; a release that is never heard of stops no updates for longer
+  let pressed = 0;
+  document.addEventListener("pointerdown", () => { pressed = Date.now(); });
+  for (const kind of ["pointerup", "pointercancel"]) {
+    // The click comes after the release.
+    document.addEventListener(kind, () => setTimeout(() => { pressed = 0; }));
+  }
+
+  // Someone who selects rows, types, has typed, presses a button or answers a question must not lose it to an update.
   const FIELDS = "[data-live] :is(input:not([type=checkbox], [type=hidden]), select, textarea)";
   function busy() {
     return document.hidden
+      || Date.now() - pressed < LONGEST_PRESS
       || document.querySelector("dialog[open]") !== null
       || document.querySelector("[data-live] input[data-select]:checked") !== null
       || document.activeElement.matches(FIELDS)

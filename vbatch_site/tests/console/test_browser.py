@@ -56,6 +56,12 @@ def page(browser: Browser, server: Server, world: dict[str, str]) -> Iterator[Pa
     context.close()
 
 
+def _go_to(page: Page, name: str, address: str) -> None:
+    """Follow a link of the menu; what is clicked on the page then needs the page's script."""
+    page.get_by_role("link", name=name).first.click()
+    page.wait_for_url(f"**{address}", wait_until="load")
+
+
 def _upload(page: Page, path: Path) -> None:
     page.get_by_role("link", name="New batch").first.click()
     page.set_input_files("#upload-file", path)
@@ -112,7 +118,8 @@ def test_an_operators_day(page: Page, server: Server, tmp_path: Path) -> None:
     page.locator("#ask-retry").get_by_role("button", name="Retry failed").click()
     expect(page.locator(".vb-notes")).to_be_visible()
 
-    other = server.create([chat_line(f"c-{i}") for i in range(600)])
+    # More than could be done before it is cancelled, however slow the machine.
+    other = server.create([chat_line(f"c-{i}") for i in range(4000)])
     page.goto(f"http://127.0.0.1:{server.port}/console/batches/{other}")
     # What was typed is not updated away, neither while it is typed nor before it is sent.
     page.fill("#priority", "7")
@@ -122,18 +129,23 @@ def test_an_operators_day(page: Page, server: Server, tmp_path: Path) -> None:
     expect(page.locator(".vb-notes")).to_be_visible()
     expect(page.locator("#priority")).to_have_value("7")
 
-    page.locator("#act-cancel").click()
+    page.wait_for_load_state("load")
+    # An update that comes between press and release does not take the click away.
+    page.locator("#act-cancel").hover()
+    page.mouse.down()
+    page.evaluate("htmx.ajax('GET', location.pathname, {source: '#batch', target: '#batch', swap: 'outerHTML'})")
+    page.mouse.up()
     page.locator("#ask-cancel").get_by_role("button", name="Cancel").click()
     expect(page.locator("#batch .vb-status").first).to_have_text(re.compile("cancell"))
     server.wait(other, 60)
     expect(page.locator("#batch .vb-status").first).to_have_text("cancelled")
 
-    page.get_by_role("link", name="API keys").first.click()
+    _go_to(page, "API keys", "/console/keys")
     page.fill("#key-name", "October")
     page.get_by_role("button", name="Issue key").click()
     key = page.locator("#new-key").inner_text()
     assert _status(server, key) == 200
-    page.get_by_role("link", name="Done").click()
+    _go_to(page, "Done", "/console/keys")
     assert key not in page.content()
     page.get_by_role("button", name="Revoke October").click()
     page.locator("dialog[open]").get_by_role("button", name="Revoke").click()
@@ -164,14 +176,14 @@ def test_a_service_is_started_from_a_recipe_and_cancelled(page: Page, server: Se
 def test_maintenance_is_prepared_and_ticked_rows_are_not_updated_away(page: Page, server: Server) -> None:
     watch = Watch(page, server)
     sign_in(page, server)
-    page.get_by_role("link", name="System").first.click()
+    _go_to(page, "System", "/console/system")
     page.locator("#act-pause-intake").click()
     page.locator("#pause-intake").get_by_role("button", name="Take none").click()
     expect(page.locator(".vb-notes")).to_contain_text("New batches are not taken")
     page.locator("#act-resume-intake").click()
     expect(page.locator("#act-pause-intake")).to_be_visible()
 
-    page.get_by_role("link", name="Workers and GPUs").first.click()
+    _go_to(page, "Workers and GPUs", "/console/workers")
     page.locator("[id^=act-stop-]:not([aria-disabled])").click()
     expect(page.locator("dialog[open]")).to_contain_text("Stop this worker after what it has in hand?")
     page.locator("dialog[open]").get_by_role("button", name="Back").click()
@@ -179,7 +191,7 @@ def test_maintenance_is_prepared_and_ticked_rows_are_not_updated_away(page: Page
     page.locator("[id^=act-resume-]:not([aria-disabled])").click()
     expect(page.locator(".vb-notes")).to_contain_text("takes work again")
 
-    running = server.create([chat_line(f"m-{i}") for i in range(600)])
+    running = server.create([chat_line(f"m-{i}") for i in range(4000)])
     page.goto(f"http://127.0.0.1:{server.port}/console/batches")
     cancel, retry = page.locator("input[data-select=cancel]"), page.locator("input[data-select=retry]")
     cancel.first.check()
@@ -330,9 +342,12 @@ def _first_visit(browser: Browser, page: Page, url: str) -> dict[str, int]:
     """Return what each answer weighs for a browser that has nothing in its cache."""
     context = browser.new_context(storage_state=page.context.storage_state())
     fresh = context.new_page()
+    fresh.set_default_timeout(PATIENCE)
     answers: list[Any] = []
     fresh.on("requestfinished", lambda request: answers.append(request))
     fresh.goto(url)
+    # A busy browser may need longer to see that it wants a font than the network counts as idle after.
+    fresh.evaluate("document.fonts.ready.then(() => true)")
     fresh.wait_for_load_state("networkidle")
     weights = {answer.url.rpartition("/")[2]: _size(answer) for answer in answers}
     context.close()
