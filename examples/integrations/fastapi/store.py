@@ -69,10 +69,12 @@ class Store:
             connection.execute("UPDATE job SET id = ?, status = 'validating' WHERE key = ?", (batch_id, key))
 
     def seen(self, batch_id: str, status: str, counts: dict[str, int], error: str | None) -> None:
-        """Note how a batch is."""
+        """Note how a batch is; one that has ended stays so."""
         with self._open() as connection:
+            # Two looks at a time: the one that came first may be written down last.
             connection.execute(
-                "UPDATE job SET status = ?, total = ?, completed = ?, failed = ?, error = ? WHERE id = ?",
+                "UPDATE job SET status = ?, total = ?, completed = ?, failed = ?, error = ? WHERE id = ? "
+                "AND status NOT IN ('completed', 'failed', 'expired', 'cancelled')",
                 (status, counts["total"], counts["completed"], counts["failed"], error, batch_id),
             )
 
