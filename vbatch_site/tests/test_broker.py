@@ -41,13 +41,14 @@ def seen() -> Iterator[list[str]]:
     yield found
     stopping.set()
     Broker(KEY).enqueue("the last")
-    cluster.join(20)
+    cluster.join(40)
     assert not cluster.is_alive()
     Broker(KEY).purge_queue()
 
 
 def _until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
+    # Less than LOOK_SECONDS here.
+    deadline = time.monotonic() + 40
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)

@@ -345,7 +345,9 @@ def test_the_units_commands_behind_the_nginx_site_serve_uploads_and_streams(prox
         assert events.headers["content-type"].startswith("text/event-stream")
         body = events.read().decode()
     assert body.count('"custom_id"') == 2
-    chat = {"model": MODEL, "messages": [{"role": "user", "content": "hello"}], "stream": True, "max_tokens": 8}
+    # Thirty tokens take a second and a half: a reader that was held up for less does not find them all there at once.
+    chat = {"model": MODEL, "messages": [{"role": "user", "content": "hello"}], "stream": True}
+    chat |= {"max_tokens": 30, "ignore_eos": True}
     with web.stream("POST", "/v1/chat/completions", json=chat) as live:
         assert len([chunk for chunk in live.iter_text() if chunk]) > 1, "the proxy held the stream back"
     assert web.get("/metrics").status_code == 404

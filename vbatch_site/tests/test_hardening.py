@@ -233,9 +233,10 @@ def test_the_pages_that_need_no_login_do_nothing_that_their_policy_forbids(sim_s
         pytest.skip("there is no chromium")
     with playwright.sync_playwright() as starter, chromium(starter) as browser:
         page = browser.new_page(base_url=f"http://127.0.0.1:{sim_server.port}")
+        page.set_default_timeout(60_000)
         watch = Watch(page, sim_server)
         page.goto("/docs/")
         # Swagger has drawn the description that it loaded.
-        page.wait_for_selector(".opblock", timeout=60_000)
+        page.wait_for_selector(".opblock")
         page.goto("/", wait_until="load")
     assert not watch.faults

@@ -12,7 +12,7 @@ from vbatch_site.tests.servers import ROOT, Server
 def _serve(env: dict[str, str]) -> tuple[int, str]:
     """Return the exit status and what was said of a start that should not come far."""
     done = subprocess.run(
-        [sys.executable, "manage.py", "serve"], cwd=ROOT, env=env, capture_output=True, text=True, timeout=60
+        [sys.executable, "manage.py", "serve"], cwd=ROOT, env=env, capture_output=True, text=True, timeout=120
     )
     return done.returncode, done.stdout + done.stderr
 

@@ -30,7 +30,8 @@ def _watch(server: Server, batch_id: str) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def watched(sim_server: Server) -> list[dict[str, Any]]:
     """All that could be seen of a batch of good lines and a bad one."""
-    lines = [chat_line(str(i), "[[sim:slow:0.3]]" if i % 2 else "hello") for i in range(40)]
+    # Long enough that a poller which is held up sees a part of them done.
+    lines = [chat_line(str(i), "[[sim:slow:1.5]]" if i % 2 else "hello") for i in range(40)]
     return _watch(sim_server, sim_server.create([*lines, chat_line("bad", "[[sim:400]]")]))
 
 
@@ -229,8 +230,8 @@ def test_no_line_of_ours_is_broken_by_readers_that_know_more_line_ends_than_json
     assert "\u2028" in json.loads(errors[1])["error"]["message"]
     headers = {"Authorization": f"Bearer {sim_server.key}"}
     path = f"{sim_server.base_url}/batches/{batch['id']}/results"
-    with httpx.stream("GET", path, headers=headers) as response:
+    with httpx.stream("GET", path, headers=headers, timeout=60) as response:
         assert sorted(response.iter_lines()) == sorted(output + errors)
-    with httpx.stream("GET", path, headers={**headers, "Accept": "text/event-stream"}) as response:
+    with httpx.stream("GET", path, headers={**headers, "Accept": "text/event-stream"}, timeout=60) as response:
         data = [line.removeprefix("data: ") for line in response.iter_lines() if line.startswith("data: ")]
     assert sorted(data[:-1]) == sorted(output + errors)

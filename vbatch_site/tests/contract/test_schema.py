@@ -26,6 +26,7 @@ from vbatch_site.tests.servers import MODEL, Server, chat_line
 from workers.schema import ModelDict
 
 CASES = 10  # for each operation and kind of case
+SECONDS = 60  # for an answer; some look up a name that nobody has, which takes long without a network
 CHECKS = [
     not_a_server_error,
     status_code_conformance,
@@ -100,7 +101,10 @@ def _check(server: Server, key: str, strategy: Any) -> None:
     @given(case=strategy)
     def run(case: Any) -> None:
         case.call_and_validate(
-            base_url=f"http://127.0.0.1:{server.port}", headers={"Authorization": f"Bearer {key}"}, checks=CHECKS
+            base_url=f"http://127.0.0.1:{server.port}",
+            headers={"Authorization": f"Bearer {key}"},
+            timeout=SECONDS,
+            checks=CHECKS,
         )
 
     run()

@@ -8,10 +8,12 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import openai
+import psutil
 import pytest
 from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 
@@ -25,10 +27,11 @@ SECRET = "a secret of the user's own"
 
 @pytest.fixture(scope="module")
 def hook_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server that delivers to this machine, gives receivers a second, and tries again soon."""
+    """A server that delivers to this machine, gives receivers three seconds, and tries again soon."""
     settings = {
         "VBATCH_WEBHOOK_ALLOW_PRIVATE": "on",
-        "VBATCH_WEBHOOK_TIMEOUT": "1",
+        # A receiver is a thread of the test's: a busy machine must not make it one that is silent.
+        "VBATCH_WEBHOOK_TIMEOUT": "3",
         "VBATCH_WEBHOOK_RETRY_SECONDS": "0.2",
         "VBATCH_WEBHOOK_MAX_ATTEMPTS": "4",
         "VBATCH_COMPLETION_WINDOWS": "24h,3s",
@@ -136,7 +139,7 @@ def test_item_100_redirects_and_silence_are_failures_and_end_in_a_dead_letter(ho
         assert (delivery["status"], delivery["attempts"], delivery["next_attempt_at"]) == ("exhausted", 4, None)
         detail = hook_server.request("GET", f"/v1/webhook_deliveries/{delivery['id']}")[2]
         assert [attempt["status"] for attempt in detail["log"]] == [307, None, None, 410]
-        assert "no answer within 1 s" in detail["log"][1]["error"]
+        assert "no answer within 3 s" in detail["log"][1]["error"]
         assert not elsewhere.received
         assert len(receiver.received) == 4
 
@@ -209,7 +212,7 @@ def test_item_102_endpoints_have_the_shapes_of_the_contract(hook_server: Server)
         again = webhooks.test(made.id, event_type="batch.failed")
         assert (again.status_code, again.success) == (503, True)
         assert webhooks.update(made.id, name="one").to_dict() == shown
-        wait_until(lambda: int(time.time()) > made.created_at, 3)
+        wait_until(lambda: int(time.time()) > made.created_at)
         changed = webhooks.update(made.id, name="two", event_types=["batch.expired"])
         assert (changed.name, changed.url, changed.event_types) == ("two", receiver.url, ["batch.expired"])
         assert changed.updated_at and changed.updated_at > made.created_at
@@ -331,7 +334,8 @@ def test_a_bad_webhook_of_a_batch_is_refused_in_the_envelope(
 
 def test_a_batchs_webhook_is_not_shown_again(hook_server: Server) -> None:
     with Receiver() as receiver:
-        plain = hook_server.batch(hook_server.create([chat_line("0")]))
+        # Ended, so that no endpoint of a later test hears of it.
+        plain = hook_server.wait(hook_server.create([chat_line("0")]))
         webhook = {"url": receiver.url, "secret": SECRET, "max_retries": 3, "timeout": 30, "events": ["completed"]}
         batch = hook_server.batch(hook_server.create([chat_line("0")], webhook=webhook))
         assert set(batch) == set(plain)
@@ -380,14 +384,22 @@ def test_progress_is_sent_to_those_who_ask_for_it_at_set_steps(hook_server: Serv
             name="end", url=other.url, event_types=["batch.completed", "batch.cancelled"]
         )
         batch_id = hook_server.create(lines, webhook=webhook)
-        wait_until(lambda: receiver.received and receiver.json(-1)["progress"] == 75)
-        steps = [receiver.json(i)["progress"] for i in range(len(receiver.received))]
-        assert steps == sorted(set(steps)) and set(steps) <= {25, 50, 75}
-        last = receiver.json(-1)
+
+        def events() -> dict[int | None, Any]:
+            """Return what came, by its step; order is not promised."""
+            found = [json.loads(request.body) for request in list(receiver.received)]
+            by_step = {event.get("progress"): event for event in found}
+            assert len(by_step) == len(found), "a step was told twice"
+            return by_step
+
+        wait_until(lambda: 75 in events())
+        assert events().keys() <= {25, 50, 75}
+        last = events()[75]
         assert (last["type"], last["status"], last["batch_id"]) == ("batch.progress", "in_progress", batch_id)
         assert last["request_counts"] == {"total": 8, "completed": 6, "failed": 0}
         hook_server.request("POST", f"/v1/batches/{batch_id}/cancel")
-        wait_until(lambda: receiver.json(-1)["type"] == "batch.cancelled" and other.received)
+        wait_until(lambda: None in events() and other.received)
+        assert events()[None]["type"] == "batch.cancelled"
         assert [other.json(i)["type"] for i in range(len(other.received))] == ["batch.cancelled"]
         _client(hook_server).webhooks.delete(endpoint.id)
 
@@ -443,18 +455,26 @@ def test_items_98_and_101_the_node_sdk_accepts_deliveries(hook_server: Server, r
     assert report["with_old"]["type"] == report["with_new"]["type"] == "batch.completed"
 
 
+def _cluster(process: psutil.Process) -> str | None:
+    with suppress(psutil.Error):
+        return process.environ().get("Q_CLUSTER_NAME")
+    return None
+
+
 def test_a_cluster_killed_in_the_middle_of_an_attempt_delivers_the_same_event(new_home: Path) -> None:
-    settings = {"VBATCH_WEBHOOK_ALLOW_PRIVATE": "on", "VBATCH_WEBHOOK_TIMEOUT": "2"}
+    settings = {"VBATCH_WEBHOOK_ALLOW_PRIVATE": "on", "VBATCH_WEBHOOK_TIMEOUT": "4"}
     with Server(new_home, **settings) as server, Receiver() as receiver:
         receiver.behaviours = [receiver.hang, 200]
         batch_id = server.create([chat_line("0")], webhook={"url": receiver.url, "secret": SECRET})
         wait_until(lambda: receiver.received)
         # A process that gave itself a title has written it over its environment.
-        tops = [p for p in server.tree() if p.environ().get("Q_CLUSTER_NAME") == "default"]
+        tops = [p for p in server.tree() if _cluster(p) == "default"]
         doomed = {process for top in tops for process in (top, *top.children(recursive=True))}
         assert len(doomed) > 4
         for process in doomed:
-            process.kill()
+            # It may have ended with the one that was killed before it.
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
         assert _deliveries(server, batch_id=batch_id)[0]["status"] == "pending"
         delivery = _ended(server, batch_id)
         assert (delivery["status"], delivery["attempts"]) == ("delivered", 2)

@@ -72,9 +72,9 @@ const files = async () => {
     expires_after: { anchor: "created_at", seconds: 3600 },
   });
   report.expiring = expiring;
-  const started = Date.now();
+  const before = sent;
   report.waited = await client.files.waitForProcessing(opened.id);
-  report.waited_seconds = (Date.now() - started) / 1000;
+  report.waited_requests = sent - before;
   const answer = await client.files.content(opened.id);
   const text = await answer.text();
   report.text_is_same = text === content;
