@@ -6,7 +6,6 @@ import re
 import secrets
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vbatch_site import guard
+from vbatch_site.ports import free_port
 from workers.client import EngineClient
 
 STOP_GRACE_SECONDS = 8.0  # vLLM frees a GPU in two or three; after this it is killed
@@ -75,19 +75,13 @@ def command(spec: EngineSpec, python: str) -> list[str]:
     return [*program, *spec.arguments]
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 class EngineProcess:
     """A running engine and the way to talk to it."""
 
     def __init__(self, spec: EngineSpec) -> None:
         self.spec = spec
         self.api_key = secrets.token_urlsafe(24)
-        self.port = _free_port()
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.load_seconds = 0.0
         self.max_model_len: int | None = None

@@ -54,6 +54,7 @@ PURE = [
     "vbatch_site/console/roles.py",
     "vbatch_site/guard.py",
     "vbatch_site/logs.py",
+    "vbatch_site/ports.py",
     "vbatch_site/traces.py",
     "vbatch_site/openai/ids.py",
     "vbatch_site/openai/wording.py",

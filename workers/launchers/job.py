@@ -19,7 +19,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from vbatch_site import guard
+from vbatch_site import guard, ports
 
 ORPHAN_SECONDS = 2.0  # when this process is dead: whoever killed it wants its GPU back
 GRACE_SECONDS = 8.0  # vLLM frees a GPU in two or three; after this it is killed
@@ -60,9 +60,7 @@ def free_port(wanted: int = 0) -> int:
     """Return the wanted port if nobody has it, else any free one."""
     if wanted and _is_free(wanted):
         return wanted
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return int(probe.getsockname()[1])
+    return ports.free_port("")
 
 
 def _image(job: dict[str, Any], folder: Path, place: dict[str, Any]) -> list[str]:
