@@ -31,9 +31,9 @@ pytestmark = pytest.mark.django_db(transaction=True, serialized_rollback=True)
 
 @pytest.fixture(autouse=True)
 def quick(settings: Any) -> None:
-    """Deliver to this machine, with short waits."""
+    """Deliver to this machine, with short waits, but for answers: a busy machine's may take a while."""
     settings.VBATCH_WEBHOOK_ALLOW_PRIVATE = True
-    settings.VBATCH_WEBHOOK_TIMEOUT = 2.0
+    settings.VBATCH_WEBHOOK_TIMEOUT = 60.0
     settings.VBATCH_WEBHOOK_RETRY_SECONDS = 0.1
     settings.VBATCH_WEBHOOK_MAX_ATTEMPTS = 3
 
@@ -80,22 +80,23 @@ def test_of_two_couriers_only_one_makes_each_attempt() -> None:
         endpoint = _endpoint(receiver.url)
         _queue(endpoint, 150)
         with _couriers(2):
-            wait_until(lambda: _states(endpoint) == {"delivered": 150}, 60)
+            wait_until(lambda: _states(endpoint) == {"delivered": 150})
         assert Counter(request.headers["webhook-id"] for request in receiver.received).most_common(1)[0][1] == 1
         assert len(receiver.received) == 150
 
 
 def test_receivers_that_hang_hold_up_nobody_else() -> None:
-    with Receiver() as slow, Receiver(host="127.0.0.2") as good:
+    # The receivers end before the courier does, which need not wait for what hangs then.
+    with _couriers() as (courier,), Receiver() as slow, Receiver(host="127.0.0.2") as good:
         slow.behaviours = [slow.hang]
         _queue(_endpoint(slow.url), 100)
         endpoint = _endpoint(good.url)
-        with _couriers() as (courier,):
-            wait_until(lambda: len(slow.received) == deliveries.PER_HOST)
-            _queue(endpoint)
-            courier.wake()  # as the doorbell does
-            wait_until(lambda: _states(endpoint) == {"delivered": 1})
-            assert len(slow.received) == deliveries.PER_HOST
+        courier.wake()  # as the doorbell does
+        wait_until(lambda: len(slow.received) == deliveries.PER_HOST)
+        _queue(endpoint)
+        courier.wake()
+        wait_until(lambda: _states(endpoint) == {"delivered": 1})
+        assert len(slow.received) == deliveries.PER_HOST
 
 
 def test_names_that_nobody_resolves_hold_up_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,7 +105,7 @@ def test_names_that_nobody_resolves_hold_up_nobody_else(monkeypatch: pytest.Monk
     def resolve(host: str, port: int, *args: Any, **more: Any) -> Any:
         if host != "good.example":
             asked.release()
-            over.wait(30)
+            over.wait(120)
             raise socket.gaierror(socket.EAI_AGAIN, "no answer")
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))]
 
@@ -114,12 +115,12 @@ def test_names_that_nobody_resolves_hold_up_nobody_else(monkeypatch: pytest.Monk
         endpoint = _endpoint(f"http://good.example:{good.port}/")
         monkeypatch.setattr(socket, "getaddrinfo", resolve)
         with _couriers() as (courier,):
-            for _ in range(8 * deliveries.PER_HOST):
-                assert asked.acquire(timeout=20)
-            _queue(endpoint)
-            courier.wake()
             try:
-                wait_until(lambda: good.received, 20)
+                for _ in range(8 * deliveries.PER_HOST):
+                    assert asked.acquire(timeout=60)
+                _queue(endpoint)
+                courier.wake()
+                wait_until(lambda: good.received)
             finally:
                 over.set()
 
@@ -328,8 +329,7 @@ def test_a_deleted_endpoint_goes_when_its_deliveries_have_gone() -> None:
     assert not WebhookEndpoint.objects.exists()
 
 
-def test_a_stopped_courier_gives_back_what_it_could_not_finish(settings: Any) -> None:
-    settings.VBATCH_WEBHOOK_TIMEOUT = 60.0
+def test_a_stopped_courier_gives_back_what_it_could_not_finish() -> None:
     with Receiver() as receiver:
         receiver.behaviours = [receiver.hang]
         endpoint = _endpoint(receiver.url)

@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 IN_FLIGHT = 64  # attempts at a time, in one process
+# Threads for names. A look-up of a dead one may go on for three times as long as the attempt that asked for it.
+LOOK_UPS = 4 * IN_FLIGHT
 LOOK_SECONDS = 15.0  # between two looks at the database when no doorbell rings
 DRAIN_SECONDS = 4.0  # what attempts in flight get to finish when the process is asked to stop
 RESTART_SECONDS = 1.0  # before a courier that failed starts anew
@@ -42,7 +44,7 @@ class Courier:
     async def run(self) -> None:
         """Work until asked to stop."""
         # A look-up of a dead name occupies a thread for long; asyncio's own few would be all taken by two such names.
-        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(IN_FLIGHT, "courier-dns"))
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(LOOK_UPS, "courier-dns"))
         allow_private = settings.VBATCH_WEBHOOK_ALLOW_PRIVATE
         async with Client(settings.VBATCH_WEBHOOK_TIMEOUT, allow_private=allow_private) as client:
             try:

@@ -34,7 +34,10 @@ def _read(connection: socket.socket) -> Received | None:
     first, *lines = head.decode("latin-1").split("\r\n")
     headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
     while len(body) < int(headers.get("content-length", 0)):
-        body += connection.recv(65536)
+        block = connection.recv(65536)
+        if not block:
+            return None
+        body += block
     return Received(first.split(" ")[1], headers, body, connection.getsockname()[0])
 
 
@@ -52,6 +55,7 @@ class Receiver:
         self.received: list[Received] = []
         self.connections = 0
         self._tls = tls
+        self._taking = threading.Lock()
         self._closing = threading.Event()
         self._socket = socket.create_server((host, 0), backlog=128)
         self.port = self._socket.getsockname()[1]
@@ -82,8 +86,9 @@ class Receiver:
                 request = _read(stream)
                 if request is None:
                     return
-                self.received.append(request)
-                behaviour = self.behaviours[min(len(self.received), len(self.behaviours)) - 1]
+                with self._taking:
+                    self.received.append(request)
+                    behaviour = self.behaviours[min(len(self.received), len(self.behaviours)) - 1]
                 (status(behaviour) if isinstance(behaviour, int) else behaviour)(stream)
         except OSError:
             return
