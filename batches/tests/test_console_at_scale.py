@@ -13,15 +13,14 @@ from django.db import connection
 from django.test import Client
 
 from vbatch_site.models import ApiKey, Project
+from vbatch_site.tests.speed import slowness
 
 pytestmark = [pytest.mark.django_db, pytest.mark.slow]
 
 BATCHES, RESULTS = 100_000, 1_000_000
 # Of the server for one list page, from the request to the whole answer: what the process and its connection to the
-# database computed, on a core that does the work of `_slowness` in WORK_SECONDS: neighbours make a core up to three
-# times slower. The best of several, and a try within the limit ends it.
+# database computed, on a core as speed.py has it. The best of several, and a try within the limit ends it.
 SECONDS = 0.1
-WORK_SECONDS = 0.009
 TRIES = 12
 
 _BATCHES = """
@@ -154,15 +153,6 @@ def _clock() -> Callable[[], float]:
     return lambda: time.thread_time() + int(statistics.read_text().split()[0]) / 1e9
 
 
-def _slowness() -> float:
-    """Return how much more time than it should the core takes now, at least 1."""
-    began = time.thread_time()
-    found: dict[str, int] = {}
-    for i in range(20_000):
-        found[f"key-{i % 997}"] = found.get(f"key-{i % 991}", 0) + len(str(i))
-    return max((time.thread_time() - began) / WORK_SECONDS, 1.0)
-
-
 def test_list_pages_answer_within_a_tenth_of_a_second(operator: Client) -> None:
     key = ApiKey.objects.get().pk
     clock = _clock()
@@ -170,10 +160,10 @@ def test_list_pages_answer_within_a_tenth_of_a_second(operator: Client) -> None:
     for url in PAGES:
         best = 10.0
         for _ in range(TRIES):
-            before = _slowness()
+            before = slowness()
             began = clock()
             assert _served(operator, url.format(key=key)) == 200
-            best = min(best, (clock() - began) / ((before + _slowness()) / 2))
+            best = min(best, (clock() - began) / ((before + slowness()) / 2))
             if best <= SECONDS:
                 break
         else:

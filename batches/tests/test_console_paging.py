@@ -6,12 +6,10 @@ from html import unescape
 import pytest
 from django.test import Client
 
-from batches.tests.test_console import begun, operator, stored
+from batches.tests.browsing import begun, stored
 from files.console import pages
 from vbatch_site.console import tables
 from vbatch_site.tests.servers import chat_line
-
-__all__ = ["operator"]
 
 pytestmark = pytest.mark.django_db
 
