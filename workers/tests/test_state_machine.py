@@ -7,53 +7,44 @@ A crash is a process that ends before its n-th statement: its transaction is und
 cleans up after it. Time passes by moving times in rows.
 """
 
-import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from datetime import timedelta
-from pathlib import Path
-from typing import Any
 
 import psycopg
 import pytest
-from django.conf import settings as django_settings
 from django.core.files.uploadedfile import SimpleUploadedFile
 from django.db import connection
 from django.db.models import F
+from django.test import override_settings
 from django.utils import timezone
 from django.utils.module_loading import import_string
 from django_q.models import OrmQ
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
-    RuleBasedStateMachine,
     initialize,
-    invariant,
     precondition,
     rule,
     run_state_machine_as_test,
 )
 
 from batches import creation, leases, retrying, steering, sweep
-from batches.leases import Lease
 from batches.locks import lock_key
-from batches.models import Batch, BatchEvent, ResultIndex, Shard, StaleTransition
+from batches.models import Batch, Shard, StaleTransition
 from batches.outcome import Outcome
-from batches.planning import unpack
-from batches.states import ACTIVE, SOURCES, TERMINAL, BatchStatus, EventKind, ShardState
+from batches.states import TERMINAL, BatchStatus, ShardState
 from batches.tests.rows import MODEL, new_batch
-from files import storage, uploads
+from files import uploads
 from files.models import File
-from vbatch_site.models import Project
 from vbatch_site.openai.errors import ApiError
 from workers.commits import Commit, Noted
 from workers.models import CHAT_ENDPOINTS, ServedModel
+from workers.tests.books import Books, Known, Line, Worker, stored
+from workers.tests.crashing import NEVER, crashing
 
 MODELS = ("m0", "m1")
 FATES = ("ok", "ok", "500", "lost")  # an answer, an engine's refusal, an engine that died
 MOST_BATCHES = 6  # in one run: what interleaves has to meet
-NEVER = 1_000_000  # more statements than anything takes
 
 _TABLES = (
     "batches_result",
@@ -71,92 +62,8 @@ numbers = st.integers(0, 9999)
 DEEP = "deep"  # the profile of conftest.py
 
 
-class Crash(BaseException):
-    """A process ended here."""
-
-
-@contextmanager
-def crashing(before_statement: int) -> Iterator[None]:
-    """End a block before its n-th statement, as a kill does: what its session held is given up, and nothing is said."""
-    left = before_statement
-
-    def count(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
-        nonlocal left
-        left -= 1
-        if left < 0:
-            raise Crash
-        return execute(sql, params, many, context)
-
-    try:
-        with connection.execute_wrapper(count):
-            yield
-    except Crash:
-        connection.close()
-
-
-@dataclass
-class _Line:
-    """One line of an input file; one without a model is bad."""
-
-    custom_id: str
-    model: str | None
-
-    def text(self) -> str:
-        if self.model is None:
-            return json.dumps({"custom_id": self.custom_id, "method": "GET"}) + "\n"
-        body = {"model": self.model, "messages": [{"role": "user", "content": self.custom_id}]}
-        line = {"custom_id": self.custom_id, "method": "POST", "url": "/v1/chat/completions", "body": body}
-        return json.dumps(line) + "\n"
-
-
-@dataclass
-class _Known:
-    """What the model knows of one batch."""
-
-    id: str
-    lines: list[_Line]
-    earlier: "_Known | None" = None
-    chosen: list[str] | None = None
-    answers: dict[int, tuple[str, bool]] = field(
-        default_factory=dict
-    )  # line -> what was accepted, and whether it is good
-    settled: set[int] = field(default_factory=set)  # lines that never run here
-    opened: bool = False
-    ended: bool = False
-
-    @property
-    def failures(self) -> list[int]:
-        """The lines that ran here and failed."""
-        return [n for n, (_, good) in self.answers.items() if not good and n not in self.settled]
-
-    @property
-    def can_be_retried(self) -> bool:
-        """Whether there is something to run again, as far as it is known."""
-        return self.opened and bool(self.failures or (self.ended and len(self.answers) < len(self.lines)))
-
-
-@dataclass(eq=False)
-class _Worker:
-    """A lease in somebody's hands, and what is left to do under it."""
-
-    lease: Lease
-    todo: list[int]
-    released: bool = False
-    unsure: "tuple[Commit, list[Outcome]] | None" = None  # a commit whose answer was lost
-
-
-class Machine(RuleBasedStateMachine):
+class Machine(Books):
     """Everything that happens to batches, one thing at a time."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.known: dict[str, _Known] = {}
-        self.workers: list[_Worker] = []
-        self.last: dict[int, _Worker] = {}  # shard -> who claimed it last
-        self.tokens = 0
-        self.elsewhere: psycopg.Connection[Any] | None = None  # a process that is stuck with a batch in its hands
-        self.project = Project.default()
-        self.files_before = _stored()
 
     # People.
 
@@ -206,7 +113,7 @@ class Machine(RuleBasedStateMachine):
             assert code != "nothing_to_retry" or not failed
         else:
             if ended:
-                self.known[found.pk] = _Known(found.pk, known.lines, known, chosen)
+                self.known[found.pk] = Known(found.pk, known.lines, known, chosen)
             else:
                 for n in failed[:1] if chosen else failed:
                     del known.answers[n]
@@ -256,7 +163,7 @@ class Machine(RuleBasedStateMachine):
         known = self.known[lease.batch_id]
         todo = [line.number for line in lease.lines]
         assert not set(todo) & known.answers.keys(), "a finished line is given out again"
-        self.last[lease.shard_id] = worker = _Worker(lease, todo)
+        self.last[lease.shard_id] = worker = Worker(lease, todo)
         self.workers.append(worker)
 
     @precondition(lambda self: self._worker(0, busy=True) is not None)
@@ -415,63 +322,7 @@ class Machine(RuleBasedStateMachine):
             self.elsewhere.close()
             self.elsewhere = None
 
-    # What holds after each step.
-
-    @invariant()
-    def rows_agree(self) -> None:
-        """Hold the tables against the model."""
-        batches = {batch.pk: batch for batch in Batch.objects.all()}
-        assert batches.keys() == self.known.keys()
-        events: dict[str, list[str]] = {pk: [] for pk in batches}
-        for pk, status in (
-            BatchEvent.objects.filter(kind=EventKind.STATUS).order_by("id").values_list("batch_id", "status")
-        ):
-            events[pk].append(status)
-        rows = self._rows()
-        shards: dict[str, list[Shard]] = {pk: [] for pk in batches}
-        for shard in Shard.objects.all():
-            shards[shard.batch_id].append(shard)
-        for pk, batch in batches.items():
-            known = self.known[pk]
-            self._check_events(batch, events[pk])
-            if batch.in_progress_at and not known.opened:
-                self._open(known, rows.get(pk, {}))
-            if known.opened and batch.status in ACTIVE:
-                _check_running(batch, known, rows.get(pk, {}), shards[pk])
-            if batch.status in TERMINAL and not known.ended:
-                known.ended = True
-                _check_files(batch, known)
-        self._check_bytes(batches)
-
-    def _check_events(self, batch: Batch, statuses: list[str]) -> None:
-        assert statuses[0] == BatchStatus.VALIDATING
-        for before, after in zip(statuses, statuses[1:], strict=False):
-            assert before in SOURCES[BatchStatus(after)], f"{before} became {after}"
-        assert statuses[-1] == batch.status
-
-    def _check_bytes(self, batches: dict[str, Batch]) -> None:
-        """Hold every file that is shown, or that an active batch reads, to its bytes."""
-        needed = {batch.input_file_id for batch in batches.values() if batch.status in ACTIVE}
-        for file in File.objects.all():
-            if file.deleted_at is None or file.pk in needed:
-                assert _path(file.path).stat().st_size == file.bytes
-
-    def _open(self, known: _Known, rows: dict[int, tuple[str, bool]]) -> None:
-        """Note what a batch that has just opened takes over, and that it is what the earlier one had."""
-        known.opened = True
-        known.answers = dict(rows)
-        known.settled = set(rows)
-        bad = {n for n, line in enumerate(known.lines, 1) if line.model is None}
-        assert bad <= known.settled
-        if known.earlier is None:
-            assert known.settled == bad
-            return
-        for n in known.settled - bad:
-            assert known.lines[n - 1].custom_id not in (known.chosen or [])
-            if known.earlier.answers.get(n, ("", False))[1]:
-                assert rows[n] == known.earlier.answers[n], "a carried answer is another one"
-        good = {n for n, (_, good) in known.earlier.answers.items() if good}
-        assert {n for n in good if known.lines[n - 1].custom_id not in (known.chosen or [])} <= known.settled
+    # The end.
 
     def teardown(self) -> None:
         """Let everything come to rest: what is left after any order of events ends by itself."""
@@ -498,7 +349,7 @@ class Machine(RuleBasedStateMachine):
             assert not Shard.objects.exists()
             assert not self._rows()
             owned = set(File.objects.values_list("path", flat=True))
-            assert not {name for name in _stored() - self.files_before if not name.endswith(".index")} - owned
+            assert not {name for name in stored() - self.files_before if not name.endswith(".index")} - owned
             for batch in Batch.objects.all():
                 assert bool(batch.purged_at)
         finally:
@@ -509,7 +360,7 @@ class Machine(RuleBasedStateMachine):
     # Beside the rules.
 
     def _create(self, models: Sequence[str | None], skip: bool, crash_at: int | None = None) -> None:
-        lines = [_Line(f"c{n}", model) for n, model in enumerate(models, 1)]
+        lines = [Line(f"c{n}", model) for n, model in enumerate(models, 1)]
         content = "".join(line.text() for line in lines).encode()
         with crashing(NEVER if crash_at is None else crash_at):
             file = uploads.create_file(self.project, SimpleUploadedFile("input.jsonl", content), "batch", None)
@@ -523,63 +374,7 @@ class Machine(RuleBasedStateMachine):
             creation.create(self.project, body)
         # After a crash too: it was made, whole, or not at all.
         for pk in Batch.objects.exclude(pk__in=self.known).values_list("pk", flat=True):
-            self.known[pk] = _Known(pk, lines)
-
-    def _pick(self, pick: int, suits: Callable[[_Known], bool] = lambda known: True) -> _Known | None:
-        found = [known for known in self.known.values() if suits(known)]
-        return found[pick % len(found)] if found else None
-
-    def _worker(self, pick: int, *, busy: bool = False) -> _Worker | None:
-        found = [w for w in self.workers if not w.unsure and not w.released and (w.todo or not busy)]
-        return found[pick % len(found)] if found else None
-
-    def _forget_stolen(self) -> None:
-        """Note the leases that a worker took which died before it knew."""
-        epochs = dict(Shard.objects.values_list("pk", "epoch"))
-        for shard_id, worker in list(self.last.items()):
-            if epochs.get(shard_id) != worker.lease.epoch:
-                del self.last[shard_id]
-
-    def _commit_of(self, worker: _Worker, count: int, fates: list[str]) -> tuple[Commit, list[Outcome]]:
-        done, worker.todo = worker.todo[:count], worker.todo[count:]
-        outcomes = [self._outcome(worker.lease, n, fate) for n, fate in zip(done, fates, strict=False)]
-        return Commit([(worker.lease, outcome) for outcome in outcomes], Noted(), ""), outcomes
-
-    def _outcome(self, lease: Lease, number: int, fate: str) -> Outcome:
-        self.tokens += 1
-        token = f"t{self.tokens}"
-        found = Outcome(lease.batch_id, number, f"c{number}", output_tokens=1)
-        if fate == "lost":
-            return found._replace(error_code="engine_lost", error_message=token)
-        status = 200 if fate == "ok" else 500
-        return found._replace(status_code=status, request_id=token, body=json.dumps({"id": token}).encode())
-
-    def _note(
-        self, worker: _Worker, outcomes: list[Outcome], commit: Callable[[], None], *, is_certain: bool = False
-    ) -> None:
-        """Commit, and hold what was accepted to what may be: all of it or nothing, and nothing without the lease."""
-        lease = worker.lease
-        held = Shard.objects.filter(pk=lease.shard_id, epoch=lease.epoch, state=ShardState.LEASED).exists()
-        before = self._rows().get(lease.batch_id, {})
-        commit()
-        after = self._rows().get(lease.batch_id, {})
-        new = {n: row for n, row in after.items() if before.get(n) != row}
-        known = self.known[lease.batch_id]
-        assert new or not (held and is_certain), "a commit under a lease was dropped"
-        if new:
-            assert held, "a commit without a lease was accepted"
-            assert self.last.get(lease.shard_id) is worker, "a lost lease wrote results"
-            assert new == {outcome.line: _token(outcome) for outcome in outcomes}
-            known.answers |= new
-
-    def _rows(self) -> dict[str, dict[int, tuple[str, bool]]]:
-        found: dict[str, dict[int, tuple[str, bool]]] = {}
-        with connection.cursor() as cursor:
-            cursor.execute("SELECT batch_id, line, status_code, body, error_code, error_message FROM batches_result")
-            for batch_id, line, status, body, code, message in cursor.fetchall():
-                token = message if code else json.loads(bytes(body))["id"]
-                found.setdefault(batch_id, {})[line] = (token, status == 200 and not code)
-        return found
+            self.known[pk] = Known(pk, lines)
 
     def _ring_all(self) -> None:
         while rows := list(OrmQ.objects.all()):
@@ -593,74 +388,10 @@ class Machine(RuleBasedStateMachine):
         while waiting := [w for w in leases.waiting(timezone.now()) if w.lines]:
             lease = leases.claim(waiting[0].batch_id, waiting[0].model, "the last worker")
             assert lease is not None
-            self.last[lease.shard_id] = worker = _Worker(lease, [line.number for line in lease.lines])
+            self.last[lease.shard_id] = worker = Worker(lease, [line.number for line in lease.lines])
             assert worker.todo, "a shard without open lines is open"
             commit, outcomes = self._commit_of(worker, len(worker.todo), ["ok"] * len(worker.todo))
             self._note(worker, outcomes, commit, is_certain=True)
-
-
-def _token(outcome: Outcome) -> tuple[str, bool]:
-    return (outcome.error_message or outcome.request_id, outcome.succeeded)
-
-
-def _check_running(batch: Batch, known: _Known, rows: dict[int, tuple[str, bool]], shards: list[Shard]) -> None:
-    """Hold an open batch's rows, counts and plan together."""
-    assert rows == known.answers
-    good = sum(good for _, good in rows.values())
-    assert (batch.completed, batch.failed) == (good, len(rows) - good)
-    assert batch.total == len(known.lines)
-    planned = [(line.number, shard) for shard in shards for line in unpack(shard.lines)]
-    assert sorted(number for number, _ in planned) == list(range(1, len(known.lines) + 1))
-    for shard in shards:
-        mine = [number for number, of in planned if of is shard]
-        finished = sum(number in rows for number in mine)
-        assert (shard.count, shard.done) == (len(mine), finished)
-        assert shard.state != ShardState.DONE or finished == len(mine)
-        assert shard.state in (ShardState.DONE, ShardState.CLOSED) or finished < len(mine), "a finished shard is open"
-
-
-def _check_files(batch: Batch, known: _Known) -> None:
-    """Hold the files of an ended batch to what was accepted: each line once, in the right file, as it was answered."""
-    if not known.opened:
-        assert batch.output_file_id is None
-        assert batch.error_file_id is None
-        return
-    output, errors = (_read(file_id) for file_id in (batch.output_file_id, batch.error_file_id))
-    ids = [line["custom_id"] for line in (*output, *errors)]
-    assert sorted(ids) == sorted(line.custom_id for line in known.lines), "a line is lost or doubled"
-    by_id = {line.custom_id: number for number, line in enumerate(known.lines, 1)}
-    left = set(by_id.values()) - known.answers.keys()
-    for good, lines in ((True, output), (False, errors)):
-        for line in lines:
-            number = by_id[line["custom_id"]]
-            if number in known.answers:
-                found = line["response"]["body"]["id"] if line["response"] else line["error"]["message"]
-                assert (found, good) == known.answers[number]
-            else:
-                assert line["error"]["code"] in ("batch_cancelled", "batch_expired", batch.abort_code)
-    failed = sum(not good for _, good in known.answers.values())
-    assert batch.completed == len(output)
-    assert batch.failed == failed + (len(left) if batch.abort_code else 0)
-    assert batch.status != BatchStatus.COMPLETED or batch.abort_code or not left
-    assert ResultIndex.objects.filter(pk=batch.pk).exists()
-
-
-def _read(file_id: str | None) -> list[dict[str, Any]]:
-    if file_id is None:
-        return []
-    file = File.objects.get(pk=file_id)
-    assert file.deleted_at is None
-    with storage.opened(file.path) as stream:
-        return [json.loads(line) for line in stream]
-
-
-def _path(name: str) -> Path:
-    return Path(django_settings.VBATCH_HOME) / "files" / name
-
-
-def _stored() -> set[str]:
-    folder = _path("")
-    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} if folder.exists() else set()
 
 
 @pytest.mark.django_db(transaction=True, serialized_rollback=True)
@@ -676,7 +407,9 @@ def test_every_line_ends_once_in_any_order_of_claims_crashes_and_commands() -> N
     short = settings(max_examples=20, stateful_step_count=40, derandomize=True, database=None)
     chosen = settings(settings.default if deep else short, deadline=None, suppress_health_check=list(HealthCheck))
     try:
-        run_state_machine_as_test(Machine, settings=chosen)
+        # Time passes by moving times in rows, so no lease ends by itself, however long a step takes.
+        with override_settings(VBATCH_LEASE_SECONDS=3600):
+            run_state_machine_as_test(Machine, settings=chosen)
     finally:
         with connection.cursor() as cursor:
             cursor.execute(f'ALTER DATABASE "{name}" RESET synchronous_commit')
