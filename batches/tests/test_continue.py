@@ -45,9 +45,10 @@ def test_only_new_changed_and_failed_lines_run_and_the_output_is_whole(sim_serve
     moved["body"] = dict(reversed(moved["body"].items()))
     lines[3] = json.dumps(moved, separators=(" ,  ", " : ")) + "\n"
     lines += [chat_line("failed", "second failed"), chat_line("new", "second new")]
-    before = len(sim_server.requests_seen())
+    before = _ran(sim_server, "first ")
     second = _ended(sim_server, *reversed(lines), continue_from=first["id"])
-    assert sorted(sim_server.requests_seen()[before:]) == ["second 7", "second failed", "second new"]
+    assert _ran(sim_server, "second ") == ["7", "failed", "new"]
+    assert _ran(sim_server, "first ") == before
     output, errors = sim_server.lines(second)
     assert errors == []
     assert second["request_counts"] == {"total": 52, "completed": 52, "failed": 0}
@@ -172,6 +173,7 @@ def test_a_batch_of_another_project_or_one_that_runs_is_refused(sim_server: Serv
     answer = sim_server.request("POST", "/v1/batches", wanted)
     assert_refused(answer, 400, param="continue_from", code="batch_not_ended")
     sim_server.request("POST", f"/v1/batches/{running}/cancel")
+    sim_server.wait(running)
 
 
 @pytest.mark.parametrize("kind", ["input_file_id", "output_file_id"])

@@ -23,7 +23,7 @@ from files.uploads import announce
 from vbatch_site import audit, erasure, tasks
 from vbatch_site.models import ApiKey, AuditEntry, IdempotencyKey, Project
 from vbatch_site.tests.contract.forms import multipart
-from vbatch_site.tests.servers import MODEL, Server, chat_line, wait_until
+from vbatch_site.tests.servers import MODEL, Server, chat_line, is_alive, wait_until, words_of
 
 
 def _file(project: Project, purpose: str = "batch") -> File:
@@ -153,7 +153,7 @@ def test_the_command_deletes_a_project_with_all_it_has_while_its_batch_runs(sim_
         return str(ask("POST", "/v1/batches", wanted, **{"Idempotency-Key": text})["id"])
 
     def until(batch_id: str, *states: str) -> dict[str, Any]:
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 120
         while (batch := ask("GET", f"/v1/batches/{batch_id}"))["status"] not in states:
             assert time.monotonic() < deadline, batch
             time.sleep(0.05)
@@ -179,13 +179,13 @@ def test_the_command_deletes_a_project_with_all_it_has_while_its_batch_runs(sim_
     def is_running() -> bool:
         return bool(ask("GET", f"/api/v1/services/{service['id']}")["status"] == "running")
 
-    wait_until(is_running, 90, 0.2)
-    processes = [p for p in server.service_processes() if service["name"] in " ".join(p.cmdline())]
+    wait_until(is_running, 120, 0.2)
+    processes = [p for p in server.service_processes() if service["name"] in " ".join(words_of(p))]
     assert processes
 
     assert name in server.manage("delete_project", name, "--yes")
 
-    wait_until(lambda: not any(process.is_running() for process in processes), 30)
+    wait_until(lambda: not any(map(is_alive, processes)))
     assert not (server.home / "services" / service["name"]).exists()
 
     assert not [path for path in mine if (server.home / "files" / path).exists()]

@@ -222,7 +222,7 @@ def test_a_crash_while_the_files_are_written_loses_no_bad_and_no_carried_line(ne
         first = server.wait(server.create(lines[:1500]))
         lines = [line if i % 3 else f"bad {i}\n" for i, line in enumerate(lines, 1)]
         batch_id = server.create(lines, on_invalid_line="skip", continue_from=first["id"])
-        wait_until(lambda: server.batch(batch_id)["status"] in ("finalizing", "completed"), 60, 0.002)
+        wait_until(lambda: server.batch(batch_id)["status"] in ("finalizing", "completed"), 120, 0.002)
         server.kill_tree()
         server.start()
         batch = server.wait(batch_id)

@@ -6,6 +6,7 @@ import tracemalloc
 from itertools import groupby
 
 from batches.planning import LARGEST_SHARD_LINES, Plan, PlannedLine, by_answer, in_file_order, unpack
+from vbatch_site.tests.speed import slowness
 
 
 def _plan(prompts: list[str], generates: list[int] | None = None, answers: list[bytes | None] | None = None) -> Plan:
@@ -76,9 +77,9 @@ def _shared_heads(count: int) -> Plan:
 
 
 def test_planning_fifty_thousand_lines_takes_seconds() -> None:
-    started = time.process_time()
+    started = time.thread_time()
     assert sum(shard.count for shard in _shared_heads(50_000).shards("m")) == 50_000
-    assert time.process_time() - started < 10
+    assert time.thread_time() - started < 10 * slowness()
 
 
 def test_a_plan_keeps_a_few_hundred_bytes_a_line() -> None:

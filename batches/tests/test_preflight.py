@@ -179,4 +179,4 @@ def test_more_at_once_than_the_machine_bears_are_refused_and_leave_nothing(serve
     assert_refused(refused, 429, code="too_many_preflights")
     assert refused[1]["retry-after"] == "5"
     assert server.request("POST", "/v1/batches/preflight", {"input_file_id": file_id})[0] == 200
-    wait_until(lambda: not [p for p in server.tree() if "batches.inspection" in p.cmdline()])
+    wait_until(lambda: not server.running("batches.inspection"))

@@ -17,7 +17,8 @@ from batches.outcome import Outcome
 from batches.results import Reader
 from batches.states import BatchStatus
 from batches.tests.rows import MODEL, new_batch
-from vbatch_site.tests.servers import Server, chat_line, wait_until
+from vbatch_site.tests.servers import TERMINAL, Server, chat_line, wait_until
+from vbatch_site.tests.speed import slowness
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +116,7 @@ def test_a_cursor_taken_while_a_batch_runs_goes_on_in_its_files(server: Server) 
     after = 0
     seen_running = False
     while True:
-        ended = server.batch(batch_id)["status"] == "completed"
+        ended = server.batch(batch_id)["status"] in TERMINAL
         page, after = _page(server, batch_id, after, 37)
         got += page
         seen_running |= bool(page) and not ended
@@ -129,13 +130,17 @@ def test_a_cursor_taken_while_a_batch_runs_goes_on_in_its_files(server: Server) 
 
 
 def test_events_resume_after_the_last_one_and_end_with_done(server: Server) -> None:
-    batch_id = server.create(chat_line(f"e{i}") for i in range(300))
+    # One line holds the batch open for as long as it takes to be seen in the middle.
+    batch_id = server.create([*(chat_line(f"e{i}") for i in range(200)), chat_line("held", "[[sim:hang]]")])
     with _events(server, batch_id) as response:
         events = _read_events(response)
         early = [next(events) for _ in range(20)]
     assert server.batch(batch_id)["status"] == "in_progress"
     with _events(server, batch_id, early[-1]["id"]) as response:
-        rest = list(_read_events(response))
+        events = _read_events(response)
+        rest = [next(events) for _ in range(180)]
+        server.request("POST", f"/v1/batches/{batch_id}/cancel")
+        rest += events
     done = rest.pop()
     assert done["event"] == "done"
     batch = server.batch(batch_id)
@@ -160,7 +165,7 @@ def test_lines_that_never_ran_come_last(server: Server) -> None:
 
 def test_open_streams_hold_neither_threads_nor_database_connections(server: Server) -> None:
     batch_id = server.create([chat_line("a", "[[sim:hang]]")])
-    wait_until(lambda: server.batch(batch_id)["status"] == "in_progress")
+    server.wait(batch_id, statuses=["in_progress"])
     streams = [_events(server, batch_id) for _ in range(60)]
     before = server.web().num_threads()
     try:
@@ -171,10 +176,11 @@ def test_open_streams_hold_neither_threads_nor_database_connections(server: Serv
         used = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
         assert server.query(used)[0][0] < 40
         assert server.batch(batch_id)["status"] == "in_progress"
+        # Of a core: streams that wait for a result ask for it now and then, and don't go round and round.
         cpu = psutil.Process(server.web().pid)
         cpu.cpu_percent()
         time.sleep(2)
-        assert cpu.cpu_percent() < 50
+        assert cpu.cpu_percent() < 50 * slowness()
     finally:
         for stream in streams:
             stream.__exit__(None, None, None)

@@ -87,16 +87,24 @@ def test_a_running_batch_repeats_no_line_that_has_not_failed() -> None:
 
 
 def test_lines_that_failed_in_a_running_batch_are_run_again_in_it(server: Server) -> None:
-    lines = [chat_line("good"), chat_line("bad", "[[sim:400]]"), chat_line("slow", "[[sim:slow:8]]")]
+    # One line holds the batch open, so that it still runs whenever the failure is seen.
+    lines = [chat_line("good"), chat_line("bad", "[[sim:400]]"), chat_line("held", "[[sim:hang]]")]
     batch_id = server.create(lines)
-    wait_until(lambda: server.batch(batch_id)["request_counts"]["failed"] == 1)
+
+    def has_failed() -> bool:
+        return bool(server.batch(batch_id)["request_counts"] == {"total": 3, "completed": 1, "failed": 1})
+
+    wait_until(has_failed)
     status, answer = _retry(server, batch_id, {"lines": ["bad"]})
     assert (status, answer["id"]) == (200, batch_id)
     wait_until(lambda: server.requests_seen().count("[[sim:400]]") == 2)
+    wait_until(has_failed)
+    server.request("POST", f"/v1/batches/{batch_id}/cancel")
     batch = server.wait(batch_id)
-    assert batch["request_counts"] == {"total": 3, "completed": 2, "failed": 1}
+    assert batch["request_counts"] == {"total": 3, "completed": 1, "failed": 1}
     output, errors = server.lines(batch)
-    assert (_ids(output), _ids(errors)) == (["good", "slow"], ["bad"])
+    assert (_ids(output), _ids(errors)) == (["good"], ["bad", "held"])
+    assert [line["response"]["status_code"] for line in errors if line["custom_id"] == "bad"] == [400]
     kinds = [kind for (kind,) in server.query("SELECT kind FROM batches_batchevent WHERE batch_id = %s", batch_id)]
     assert kinds.count("retry") == 1
 

@@ -44,7 +44,7 @@ def test_a_pause_stops_new_lines_within_5_seconds_and_loses_none_that_is_finishe
     asked = time.monotonic()
     assert (status, answer["status"], answer["vbatch"]["paused"]) == (200, "in_progress", True)
     assert _post(server, f"{batch_id}/pause")[0] == 200
-    wait_until(lambda: not server.query("SELECT 1 FROM batches_shard WHERE state = 'leased'"), 10)
+    wait_until(lambda: not server.query("SELECT 1 FROM batches_shard WHERE state = 'leased'"))
     assert time.monotonic() - asked < 5
     started = len([text for text in server.requests_seen() if text.startswith("pause-")])
     done = _done(server, batch_id)
@@ -70,7 +70,8 @@ def test_lines_in_flight_for_longer_than_a_few_seconds_are_given_back_and_run_ag
     batch_id = server.create(chat_line(f"s{i}", "[[sim:slow:30]]" if i == 1 else f"s{i}") for i in range(3))
     wait_until(lambda: _done(server, batch_id) == 2)
     _post(server, f"{batch_id}/pause")
-    wait_until(lambda: not server.query("SELECT 1 FROM batches_shard WHERE state = 'leased'"), 5)
+    # Noticed in a second and a half, 2.5 s of grace, and the next look: sooner than the line could be done.
+    wait_until(lambda: not server.query("SELECT 1 FROM batches_shard WHERE state = 'leased'"), 20)
     assert _done(server, batch_id) == 2
     _post(server, f"{batch_id}/resume")
     wait_until(lambda: server.requests_seen().count("[[sim:slow:30]]") == 2)
@@ -82,7 +83,7 @@ def test_lines_in_flight_for_longer_than_a_few_seconds_are_given_back_and_run_ag
 def test_the_window_goes_on_while_a_batch_is_paused(server: Server) -> None:
     batch_id = server.create([chat_line("a", "[[sim:hang]]")], completion_window="8s")
     assert _post(server, f"{batch_id}/pause")[0] == 200
-    batch = server.wait(batch_id, 40)
+    batch = server.wait(batch_id)
     assert batch["status"] == "expired"
     assert batch["vbatch"]["paused"] is False
 

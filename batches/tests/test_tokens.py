@@ -65,7 +65,7 @@ def _inspect(lines: list[str], endpoint: str, path: Path, context: int | None = 
     report = json.loads(process.stdout.read())
     process.stdin.close()
     process.stdout.close()
-    process.wait(10)
+    process.wait(60)
     assert report["errors"] == []
     (model,) = report["models"]
     assert model["not_counted"] == {}

@@ -28,7 +28,7 @@ class S3:
     def __enter__(self) -> Self:
         command = [sys.executable, "-W", "ignore", "-m", "moto.server", "-p", str(self.port)]
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        wait_until(self._is_up, 60)
+        wait_until(self._is_up, 120)
         self.client().create_bucket(Bucket=self.bucket)
         return self
 

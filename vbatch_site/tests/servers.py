@@ -7,7 +7,6 @@ import os
 import re
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +19,8 @@ from uuid import uuid4
 import psutil
 import psycopg
 from psycopg import sql
+
+from vbatch_site import ports
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -60,9 +61,7 @@ def new_database() -> str:
 
 def free_port() -> int:
     """Return a port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    return ports.free_port()
 
 
 def wait_until(condition: Callable[[], Any], seconds: float = 60, step: float = 0.05) -> Any:
@@ -86,12 +85,19 @@ def chat_line(custom_id: str, text: str = "hello", model: str | None = MODEL, **
     return json.dumps(line) + "\n"
 
 
-def _words(process: psutil.Process) -> list[str]:
+def words_of(process: psutil.Process) -> list[str]:
     """Return the command line, empty for one that has ended."""
     try:
         return process.cmdline()
     except psutil.Error:
         return []
+
+
+def is_alive(process: psutil.Process) -> bool:
+    """Return whether a process runs."""
+    with suppress(psutil.Error):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 class Server:
@@ -186,7 +192,7 @@ class Server:
             self.process = subprocess.Popen(  # noqa: S603
                 self.command(), cwd=self.folder, env=self.env, stdout=log, stderr=log
             )
-        wait_until(self.is_up, 60)
+        wait_until(self.is_up, 120)
 
     def is_up(self) -> bool:
         """Return whether /health is 200; fail when the process has ended."""
@@ -213,7 +219,7 @@ class Server:
                 with suppress(psutil.NoSuchProcess):
                     process.kill()
             psutil.wait_procs(processes[1:], 10)
-        self.process.wait(10)
+        self.process.wait(30)
 
     def tree(self) -> list[psutil.Process]:
         """Return all processes of the tree, the root first."""
@@ -225,9 +231,12 @@ class Server:
         """Kill -9 everything at once."""
         processes = self.tree()
         for process in processes:
-            process.suspend()
+            # One that was just starting something may be done with it.
+            with suppress(psutil.NoSuchProcess):
+                process.suspend()
         for process in processes:
-            process.kill()
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
         psutil.wait_procs(processes, 10)
 
     def service_processes(self) -> list[psutil.Process]:
@@ -255,13 +264,18 @@ class Server:
         )
         return psutil.Process(pid[0][0])
 
+    def running(self, word: str) -> list[psutil.Process]:
+        """Return the processes of the tree that have a word in their command line, without their guards."""
+        found = [(process, words_of(process)) for process in self.tree()]
+        return [process for process, words in found if word in words and "guard.py" not in " ".join(words)]
+
     def engine(self) -> psutil.Process:
         """Return the simulated engine's process."""
-        return next(p for p in self.tree() if "workers.sim" in _words(p) and "guard.py" not in " ".join(_words(p)))
+        return self.running("workers.sim")[0]
 
     def web(self) -> psutil.Process:
         """Return the process that serves HTTP."""
-        return next(p for p in self.tree() if "uvicorn" in _words(p) and "guard.py" not in " ".join(_words(p)))
+        return self.running("uvicorn")[0]
 
     def query(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:
         """Ask the server's own database."""
@@ -331,7 +345,7 @@ class Server:
         """Return the batch object."""
         return dict(self.request("GET", f"/v1/batches/{batch_id}")[2])
 
-    def wait(self, batch_id: str, seconds: float = 60, statuses: Iterable[str] = TERMINAL) -> dict[str, Any]:
+    def wait(self, batch_id: str, seconds: float = 120, statuses: Iterable[str] = TERMINAL) -> dict[str, Any]:
         """Return the batch once it is in one of the states."""
         deadline = time.monotonic() + seconds
         while (batch := self.batch(batch_id))["status"] not in statuses:
@@ -354,7 +368,8 @@ class Server:
         """Return the user text of each request that the simulated engine took."""
         path = self.home / "requests.log"
         # Only newlines end a line of the log: splitlines() would also break at U+2028 and the like inside a prompt.
-        return [json.loads(line) for line in path.read_text().split("\n") if line] if path.exists() else []
+        # What has none yet is just being written.
+        return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]] if path.exists() else []
 
 
 class Web(Server):

@@ -8,8 +8,7 @@ import time
 import psutil
 
 from vbatch_site import guard
-from vbatch_site.tests.chaos.faults import is_alive
-from vbatch_site.tests.servers import wait_until
+from vbatch_site.tests.servers import is_alive, wait_until
 
 # Like vLLM: a program whose own children nobody stops when it is killed.
 FAMILY = ["sh", "-c", "sleep 300 & sleep 300 & wait"]

@@ -12,11 +12,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from vbatch_site.ports import free_port
+
 ROOT = Path(__file__).resolve().parents[2]
 KEY = "sim-test-key"
 MODEL = "sim-model"
 # Generous: a busy machine starts Python slowly. Nothing waits that long when all is well.
-PATIENCE_SECONDS = 20
+PATIENCE_SECONDS = 60
 
 
 class Reply:
@@ -79,13 +81,6 @@ def chat_body(text: str, **fields: object) -> dict[str, object]:
     return {"model": MODEL, "messages": [{"role": "user", "content": text}], **fields}
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 def until(condition: Callable[[], bool]) -> None:
     """Wait for something that happens in another process."""
     deadline = time.monotonic() + PATIENCE_SECONDS
@@ -114,7 +109,7 @@ def serving(*arguments: str, wait: bool = True, **knobs: str) -> Iterator[Sim]:
         assert process.poll() is None, f"it ended with {process.returncode}"
         try:
             return sim.get("/health").status == 200 or not wait
-        except ConnectionError:
+        except OSError:
             return False
 
     try:

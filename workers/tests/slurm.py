@@ -7,7 +7,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -106,20 +106,22 @@ class Cluster:
         munge = self.folder / "munge"
         files = {"key-file": "key", "socket": "socket", "pid-file": "pid", "log-file": "log", "seed-file": "seed"}
         self._spawn(["munged", "--foreground", "--force", *(f"--{k}={munge / v}" for k, v in files.items())])
-        wait_until((munge / "socket").exists, 20)
+        wait_until((munge / "socket").exists)
         self._controller = self._spawn(["slurmctld", "-D", "-f", str(self.conf)])
         self.start_node()
 
     def start_node(self) -> None:
         """Start the node's daemon and wait until the controller may use it."""
         self._node = self._spawn(["slurmd", "-D", "-f", str(self.conf)])
-        wait_until(lambda: self.ask("sinfo", "-h", "-o", "%T").startswith(("idle", "mix", "alloc")), 60, 0.3)
+        wait_until(lambda: self.ask("sinfo", "-h", "-o", "%T").startswith(("idle", "mix", "alloc")), 120, 0.3)
 
     def kill_node(self) -> None:
         """Kill the node's daemon and everything that it started, as if its power were cut."""
         assert self._node is not None
         for process in [psutil.Process(self._node.pid), *self._steps()]:
-            process.kill()
+            # What hung below one that was killed may have ended with it.
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
         self._node.wait()
 
     @contextmanager
@@ -140,7 +142,8 @@ class Cluster:
             while self._steps() and time.monotonic() < deadline:
                 time.sleep(0.1)
         for process in self._steps():
-            process.kill()
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
         for daemon in reversed(self._processes):
             daemon.terminate()
             try:
@@ -152,7 +155,7 @@ class Cluster:
     def cancel_all(self) -> None:
         """End all jobs."""
         self.ask("scancel", "-u", psutil.Process().username())
-        wait_until(lambda: not self._steps(), 20)
+        wait_until(lambda: not self._steps())
 
     def ask(self, *command: str) -> str:
         """Return what one of SLURM's commands prints, nothing when it fails."""

@@ -109,7 +109,7 @@ def test_a_request_that_is_given_up_closes_its_connection_so_that_the_engine_sto
             task.cancel()
             await asyncio.wait_for(engine.closed.wait(), 10)
         late = Engine([], [])
-        async with _client(late, seconds=0.05) as client:
+        async with _client(late, seconds=0.5) as client:
             with pytest.raises(TimeoutError):
                 await client.post("/v1/x", b"{}")
             await asyncio.wait_for(late.closed.wait(), 10)

@@ -4,13 +4,14 @@ import json
 import os
 import stat
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
-from vbatch_site.tests.servers import MODEL, Server, chat_line, wait_until
+from vbatch_site.tests.servers import MODEL, Server, chat_line, free_port, is_alive, wait_until, words_of
 
 CPU = {"environment": {"VLLM_MODEL": MODEL}, "resources": {"gpu": None}}
 NOT_ENDED = ("pending", "building", "starting", "running")
@@ -23,7 +24,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield server
         for service in get(server, "services"):
             call(server, "DELETE", f"services/{service['id']}")
-        wait_until(lambda: not server.service_processes(), 30)
+        wait_until(lambda: not server.service_processes())
 
 
 def call(server: Server, method: str, path: str, body: Any = None, **options: Any) -> tuple[int, Any]:
@@ -54,13 +55,18 @@ def running(server: Server, service_id: str) -> dict[str, Any]:
         assert found["status"] in NOT_ENDED, (found, get(server, f"services/{service_id}/logs"))
         return found if found["status"] == "running" else None
 
-    return dict(wait_until(look, 60, 0.2))
+    return dict(wait_until(look, 120, 0.2))
 
 
 def engine_of(server: Server, service: dict[str, Any]) -> psutil.Process:
     """Return the engine's process."""
-    job = next(p for p in server.service_processes() if service["name"] in " ".join(p.cmdline()))
-    return next(p for p in job.children(recursive=True) if "guard.py" not in " ".join(p.cmdline()))
+    job = job_of(server, service)
+    return next(p for p in job.children(recursive=True) if "guard.py" not in " ".join(words_of(p)))
+
+
+def job_of(server: Server, service: dict[str, Any]) -> psutil.Process:
+    """Return the process that the engine hangs under."""
+    return next(p for p in server.service_processes() if service["name"] in " ".join(words_of(p)))
 
 
 def refused(server: Server, body: Any) -> tuple[int, str | None, str | None]:
@@ -95,7 +101,7 @@ def test_a_recipe_name_alone_starts_a_service_that_answers_and_is_cancelled_by_a
     assert (status, answer["status"], answer["service_id"]) == (200, "cancelled", service_id)
     assert get(server, f"services/{service_id}/status")["status"] == "cancelled"
     assert not [t for t in get(server, "services/targets") if t["labels"]["service_id"] == service_id]
-    wait_until(lambda: not job.is_running(), 20)
+    wait_until(lambda: not is_alive(job))
     assert not (server.home / "services" / found["name"] / "key").exists()
     assert call(server, "POST", f"vllm/{service_id}/prompt", {"prompt": "hello"})[0] == 409
     assert call(server, "DELETE", f"services/{service_id}")[1]["status"] == "cancelled"
@@ -110,30 +116,30 @@ def test_a_service_outlives_the_server_and_is_found_again(tmp_path: Path) -> Non
         assert len(before) == 9  # of each: the job, its engine's guard, the engine
         # The web server and the clusters die, and the supervisor with them, while the services hang below one.
         for process in server.tree():
-            if process not in before and process.is_running():
-                process.kill()
+            if process not in before:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
         assert server.process is not None
-        server.process.wait(20)
+        server.process.wait(60)
     try:
         server.start()
         for service in (first, second, third):
             assert running(server, service["id"])["endpoint"] == service["endpoint"]
         assert call(server, "POST", f"vllm/{first['id']}/prompt", {"prompt": "hello"})[0] == 200
 
-        job = next(p for p in before if second["name"] in " ".join(p.cmdline()))
-        engine = engine_of(server, second)
+        job, engine = job_of(server, second), engine_of(server, second)
         engine_of(server, first).kill()
         job.kill()
-        wait_until(lambda: get(server, f"services/{first['id']}")["status"] == "failed", 20)
+        wait_until(lambda: get(server, f"services/{first['id']}")["status"] == "failed")
         assert "ended with status" in get(server, f"services/{first['id']}/status")["error"]
-        wait_until(lambda: get(server, f"services/{second['id']}")["status"] == "failed", 20)
+        wait_until(lambda: get(server, f"services/{second['id']}")["status"] == "failed")
         assert get(server, f"services/{second['id']}")["error"] == "Its process was killed."
-        wait_until(lambda: not engine.is_running(), 20)
+        wait_until(lambda: not is_alive(engine))
 
         # An end in good order leaves it running too.
         engine = engine_of(server, third)
         server.stop()
-        assert engine.is_running()
+        assert is_alive(engine)
     finally:
         server.stop()
         server.kill_services()
@@ -155,7 +161,7 @@ def test_a_service_takes_its_turn_on_a_hosts_gpu_and_gets_the_batches_of_its_mod
         second = start(server, None)["id"]
         why = "It waits for GPUs of this host that other services use."
         wait_until(lambda: get(server, f"services/{second}/status") == {"status": "pending", "error": why})
-        assert server.batch(other)["status"] == "in_progress"
+        assert server.wait(other, statuses=["in_progress", "completed"])["status"] == "in_progress"
         assert len(engines()) == 1
 
         assert call(server, "DELETE", f"services/{second}")[0] == 200
@@ -165,14 +171,15 @@ def test_a_service_takes_its_turn_on_a_hosts_gpu_and_gets_the_batches_of_its_mod
 
 
 def test_overrides_reach_the_engine_and_its_key_reaches_nobody_else(server: Server) -> None:
-    environment = {"VLLM_MODEL": MODEL, "VLLM_HOST": "127.0.0.1", "VLLM_MAX_MODEL_LEN": "64", "VLLM_PORT": 1024}
+    port = free_port()
+    environment = {"VLLM_MODEL": MODEL, "VLLM_HOST": "127.0.0.1", "VLLM_MAX_MODEL_LEN": "64", "VLLM_PORT": port}
     environment |= {"VLLM_TENSOR_PARALLEL_SIZE": 2, "VLLM_GPU_MEMORY_UTILIZATION": 0.5, "CUDA_VISIBLE_DEVICES": "0"}
     resources = {"nodes": 1, "cpu": 1, "memory": "1G", "time_limit": 5, "gpu": 1}
     service = running(server, start(server, {"environment": environment, "resources": resources})["id"])
     arguments = engine_of(server, service).cmdline()
     for name, value in (("--max-model-len", "64"), ("--tensor-parallel-size", "2"), ("--host", "127.0.0.1")):
         assert arguments[arguments.index(name) + 1] == value
-    assert service["endpoint"] == "http://127.0.0.1:1024"
+    assert service["endpoint"] == f"http://127.0.0.1:{port}"
     # The port is taken now, so the next one gets another.
     other = running(server, start(server, {"environment": environment, "resources": resources})["id"])
     assert other["endpoint"] != service["endpoint"]
@@ -183,7 +190,7 @@ def test_overrides_reach_the_engine_and_its_key_reaches_nobody_else(server: Serv
     assert stat.S_IMODE(os.stat(folder).st_mode) == 0o700
     assert stat.S_IMODE(os.stat(folder / "key").st_mode) == 0o600
     for process in server.service_processes():
-        assert key not in " ".join(process.cmdline())
+        assert key not in " ".join(words_of(process))
     assert key not in json.dumps(get(server, f"services/{service['id']}"))
     refusal = call(server, "POST", f"vllm/{service['id']}/prompt", {"prompt": "a", "max_tokens": 100})
     assert (refusal[0], refusal[1]["error"]["code"]) == (400, "refused_by_engine")
@@ -204,11 +211,13 @@ def test_a_group_has_replicas_that_share_prompts_and_end_together(server: Server
     assert all(f"==> {service_id} <==" in logs for service_id in ids)
 
     # One that dies is gone round.
-    engine_of(server, get(server, f"services/{ids[0]}")).kill()
+    dead = engine_of(server, get(server, f"services/{ids[0]}"))
+    dead.kill()
+    wait_until(lambda: not is_alive(dead))
     for _ in range(5):
         status, answer = call(server, "POST", f"vllm/{group['id']}/prompt", {"prompt": "a", "max_tokens": 1})
         assert (status, answer["service_id"]) == (200, ids[1])
-    wait_until(lambda: get(server, f"services/{ids[0]}")["status"] == "failed", 20)
+    wait_until(lambda: get(server, f"services/{ids[0]}")["status"] == "failed")
     found = get(server, f"service-groups/{group['id']}/status")
     assert (found["status"], found["running_replicas"], found["total_replicas"]) == ("running", 1, 2)
 
@@ -220,18 +229,19 @@ def test_a_group_has_replicas_that_share_prompts_and_end_together(server: Server
 def test_a_service_that_can_not_start_fails_with_the_engines_words_in_its_log(broken_server: Server) -> None:
     server = broken_server
     service_id = start(server)["id"]
-    wait_until(lambda: get(server, f"services/{service_id}")["status"] == "failed", 30)
+    wait_until(lambda: get(server, f"services/{service_id}")["status"] == "failed")
     assert "KV cache is needed" in get(server, f"services/{service_id}/logs")["logs"]
     assert get(server, f"services/{service_id}/status")["error"] == "The engine ended with status 1."
     assert call(server, "GET", f"services/{service_id}/metrics")[0] == 409
-    assert not server.service_processes()
+    # It left word of its end while it still ended.
+    wait_until(lambda: not server.service_processes())
 
 
 def test_a_time_limit_ends_a_service_as_completed(server: Server) -> None:
     service = running(server, start(server)["id"])
     assert service["ends_at"] is not None
     server.execute("UPDATE workers_service SET ends_at = now() WHERE job_id = %s", service["id"])
-    wait_until(lambda: get(server, f"services/{service['id']}")["status"] == "completed", 20)
+    wait_until(lambda: get(server, f"services/{service['id']}")["status"] == "completed")
     assert get(server, f"services/{service['id']}")["error"] == "Its time limit was reached."
 
 

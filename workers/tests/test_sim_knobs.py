@@ -6,14 +6,13 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
 import pytest
 
 import workers.sim
-from workers.tests.simulated import MODEL, PATIENCE_SECONDS, ROOT, Sim, run_to_its_end, serving, until
+from workers.tests.simulated import MODEL, ROOT, Sim, run_to_its_end, serving, until
 
 # Knobs
 
@@ -37,11 +36,11 @@ def test_latency_and_decode_speed_add_up() -> None:
         start = time.monotonic()
         sim.chat("hello", max_tokens=16, ignore_eos=True)
         # 100 ms to the first token, then 15 of 20 ms each.
-        assert 0.4 <= time.monotonic() - start < 5
+        assert 0.4 <= time.monotonic() - start < 20
 
 
 def test_a_stream_comes_at_the_decode_speed() -> None:
-    with serving(VBATCH_SIM_TOKENS_PER_SECOND="50") as sim:
+    with serving(VBATCH_SIM_TOKENS_PER_SECOND="25") as sim:
         start = time.monotonic()
         connection = sim.open_chat("hello", stream=True, max_tokens=20, ignore_eos=True)
         with connection, connection.makefile("rb") as stream:
@@ -51,8 +50,9 @@ def test_a_stream_comes_at_the_decode_speed() -> None:
                     arrivals.append(time.monotonic() - start)
                 if b"[DONE]" in line:
                     break
-    assert arrivals[-1] >= 0.38
-    assert arrivals[0] < arrivals[-1] / 2
+    assert arrivals[-1] >= 0.76
+    # Whenever the first comes, the last is far behind it.
+    assert arrivals[-1] - arrivals[0] > 0.3
 
 
 def test_lines_per_second_bound_the_whole_server() -> None:
@@ -62,15 +62,19 @@ def test_lines_per_second_bound_the_whole_server() -> None:
         for connection in connections:
             assert connection.recv(15).endswith(b"200 OK")
         # The first needs no wait; 25 more at 20 ms.
-        assert 0.5 <= time.monotonic() - start < 5
+        assert 0.5 <= time.monotonic() - start < 20
         for connection in connections:
             connection.close()
 
 
 def test_concurrency_bounds_what_is_worked_on_and_the_rest_waits() -> None:
     with serving(VBATCH_SIM_CONCURRENCY="2", VBATCH_SIM_LATENCY_MS="50") as sim:
+        blockers = [sim.open_chat("[[sim:hang]]") for _ in range(2)]
+        until(lambda: sim.stats()["running"] == 2)
         connections = [sim.open_chat(f"line {number}") for number in range(8)]
-        until(lambda: sim.stats()["waiting"] > 0)
+        until(lambda: sim.stats()["waiting"] == 8)
+        for blocker in blockers:
+            blocker.close()
         for connection in connections:
             assert connection.recv(15).endswith(b"200 OK")
             connection.close()
@@ -95,25 +99,20 @@ def test_one_who_leaves_the_line_is_dropped_and_takes_no_place() -> None:
 
 @pytest.mark.parametrize(("policy", "order"), [("priority", ["live", "batch"]), ("fcfs", ["batch", "live"])])
 def test_a_lower_priority_number_goes_first_under_the_priority_policy_only(policy: str, order: list[str]) -> None:
-    finished: list[str] = []
-
-    def chat(sim: Sim, name: str, priority: int) -> None:
-        sim.chat(f"{name} [[sim:slow:0.2]]", priority=priority)
-        finished.append(name)
-
+    first, second = order
+    # The second never ends, so that the first is answered only if it goes before it.
+    texts = {first: "hello", second: "[[sim:hang]]"}
     with serving("--scheduling-policy", policy, VBATCH_SIM_CONCURRENCY="1") as sim:
         blocker = sim.open_chat("[[sim:hang]]")
         until(lambda: sim.stats()["running"] == 1)
-        batch = threading.Thread(target=chat, args=(sim, "batch", 10))
-        live = threading.Thread(target=chat, args=(sim, "live", 0))
-        batch.start()
-        until(lambda: sim.stats()["waiting"] == 1)
-        live.start()
-        until(lambda: sim.stats()["waiting"] == 2)
-        blocker.close()
-        batch.join(PATIENCE_SECONDS)
-        live.join(PATIENCE_SECONDS)
-    assert finished == order
+        with sim.open_chat(texts["batch"], priority=10) as batch:
+            until(lambda: sim.stats()["waiting"] == 1)
+            with sim.open_chat(texts["live"], priority=0) as live:
+                until(lambda: sim.stats()["waiting"] == 2)
+                blocker.close()
+                assert {"batch": batch, "live": live}[first].recv(15).endswith(b"200 OK")
+                until(lambda: sim.stats()["waiting"] == 0)
+                assert sim.stats()["running"] == 1
 
 
 def test_a_sleeping_server_answers_once_it_is_woken(sim: Sim) -> None:
@@ -155,7 +154,7 @@ def test_orders_are_markers_of_every_request_for_as_long_as_their_file_exists(tm
 
 
 def test_every_route_is_503_until_the_server_has_started() -> None:
-    with serving(wait=False, VBATCH_SIM_STARTUP="1.5") as sim:
+    with serving(wait=False, VBATCH_SIM_STARTUP="2.5") as sim:
         assert sim.get("/health").status == 503
         assert sim.chat("hello").status == 503
         until(lambda: sim.get("/health").status == 200)
@@ -175,11 +174,11 @@ def test_a_knob_that_is_no_number_in_range_stops_the_start(value: str) -> None:
     assert "VBATCH_SIM_LATENCY_MS" in ended.stderr
 
 
-def test_sigterm_stops_it_within_a_second_whatever_is_in_flight() -> None:
+def test_sigterm_stops_it_whatever_is_in_flight() -> None:
     with serving() as sim, sim.open_chat("[[sim:hang]]") as connection:
         until(lambda: sim.stats()["running"] == 1)
         sim.process.send_signal(signal.SIGTERM)
-        assert sim.process.wait(1) == 0
+        assert sim.process.wait(20) == 0
         # Closed without an answer: nobody may take the end of the engine for the result of a request.
         try:
             assert connection.recv(100) == b""

@@ -11,14 +11,15 @@ import pytest
 from asgiref.sync import sync_to_async
 from django.db import OperationalError, connections
 
-from vbatch_site.tests.servers import MODEL
+from vbatch_site.tests.servers import MODEL, words_of
 from workers import registry
 from workers.slot import Slot
 
 
 def _engines() -> list[psutil.Process]:
-    children = psutil.Process(os.getpid()).children(recursive=True)
-    return [process for process in children if "workers.sim" in process.cmdline()]
+    """Return the engines that this process itself started, and their guards; servers of other tests have their own."""
+    guards = [process for process in psutil.Process(os.getpid()).children() if "workers.sim" in words_of(process)]
+    return [process for guard in guards for process in (guard, *guard.children(recursive=True))]
 
 
 def _closing(function: Callable[..., Any], *arguments: Any) -> Any:

@@ -4,7 +4,7 @@ import json
 import os
 from pathlib import Path
 
-from vbatch_site.tests.servers import MODEL, Server, chat_line, wait_until
+from vbatch_site.tests.servers import MODEL, Server, chat_line, is_alive, wait_until
 from workers.tests.slurm import Cluster
 from workers.tests.test_real_engine import ENGINE, LOAD, models
 from workers.tests.test_services import call, engine_of, get
@@ -51,7 +51,7 @@ def test_smollm2_is_served_by_a_job_and_used_by_a_batch(slurm: Cluster, models: 
         batch_id = server.create(
             chat_line(f"line-{i}", f"What is {i} plus {i}?", max_tokens=8, temperature=0) for i in range(LINES)
         )
-        batch = server.wait(batch_id, 120)
+        batch = server.wait(batch_id, LOAD)
         output, errors = server.lines(batch)
         assert (batch["status"], len(output), errors) == ("completed", LINES, [])
         assert all(line["response"]["body"]["choices"][0]["message"]["content"] for line in output)
@@ -60,4 +60,4 @@ def test_smollm2_is_served_by_a_job_and_used_by_a_batch(slurm: Cluster, models: 
 
         engine = engine_of(server, service)
         assert call(server, "DELETE", f"services/{service_id}")[1]["status"] == "cancelled"
-        wait_until(lambda: not engine.is_running(), 30)
+        wait_until(lambda: not is_alive(engine))

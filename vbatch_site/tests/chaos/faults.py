@@ -10,7 +10,7 @@ import psutil
 
 from vbatch_site.tests.chaos.relay import CUT, OPEN, STALLED
 from vbatch_site.tests.chaos.tree import Tree
-from vbatch_site.tests.servers import wait_until
+from vbatch_site.tests.servers import is_alive, wait_until
 
 FROZEN_SECONDS = 2.0
 # Two attempts of a line fall into it, the third does not.
@@ -61,13 +61,6 @@ def _kill(processes: Iterable[psutil.Process]) -> None:
     for process in found:
         with suppress(psutil.NoSuchProcess):
             process.kill()
-
-
-def is_alive(process: psutil.Process) -> bool:
-    """Return whether a process runs."""
-    with suppress(psutil.Error):
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    return False
 
 
 def _continue(processes: Iterable[psutil.Process]) -> None:

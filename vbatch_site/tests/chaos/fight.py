@@ -65,9 +65,10 @@ def fight(tree: Tree, strike: Strike, name: str = "", lines: int = LINES) -> Out
             _await_moment(tree, sent[0], strike.moment)
         time.sleep(strike.delay)
         steering = pool.submit(_steer, tree, sent[-1], random.uniform(0, 1)) if strike.steering else None
-        answered = judge.seen(tree, log_start).total() - _written(tree, sent)
+        # In this order: what is written meanwhile is taken for exposed, and not the other way round.
+        written = _written(tree, sent)
+        outcome.exposed = max(0, judge.seen(tree, log_start).total() - written)
         _break(tree, strike, random, outcome)
-        outcome.exposed = max(0, answered)
         if not sent:
             sent.append(sending.result(END_SECONDS))
         _result(steering)

@@ -140,7 +140,7 @@ class Tree(Server):
             # Refused for as long as somebody has a file open for writing.
             return not subprocess.run(remount, check=False, capture_output=True).returncode
 
-        wait_until(done, 10, step=0.005)
+        wait_until(done, step=0.005)
 
     # The parts.
 
@@ -173,7 +173,7 @@ class Tree(Server):
 
     def engines(self) -> list[psutil.Process]:
         """Return the engines' processes."""
-        return [p for p, words in self._commands() if "workers.sim" in words and "guard.py" not in " ".join(words)]
+        return self.running("workers.sim")
 
     def guards(self) -> list[psutil.Process]:
         """Return the guards of web and clusters, which hang directly under the root."""
@@ -193,13 +193,6 @@ class Tree(Server):
                 if guard.environ().get("Q_CLUSTER_NAME") == name:
                     return [p for p in guard.children(recursive=True) if not _is_engine(p)]
         return []
-
-    def _commands(self) -> list[tuple[psutil.Process, list[str]]]:
-        found = []
-        for process in self.tree():
-            with suppress(psutil.Error):
-                found.append((process, process.cmdline()))
-        return found
 
     # What there is to know.
 
