@@ -141,7 +141,7 @@ class EarlierAnswers:
             body=bytes(found.body),
             attempts=0,
         )
-        self._settled.add(place, outcome)
+        self._settled.add(place, outcome, model)
         return True
 
 

@@ -73,9 +73,9 @@ class ChosenLines:
         if line.custom_id in self._chosen:
             self.missing.discard(line.custom_id)
             return False
-        return self._answers.take(place, line, model) or self._take_error(place, line.custom_id)
+        return self._answers.take(place, line, model) or self._take_error(place, line.custom_id, model)
 
-    def _take_error(self, place: PlannedLine, custom_id: str) -> bool:
+    def _take_error(self, place: PlannedLine, custom_id: str, model: str) -> bool:
         if custom_id not in self._places:
             return False
         offset, length = self._places[custom_id]
@@ -89,6 +89,6 @@ class ChosenLines:
             )
         elif found.error is not None:
             outcome = outcome._replace(error_code=found.error.code, error_message=found.error.message)
-        self._settled.add(place, outcome)
+        self._settled.add(place, outcome, model)
         self.errors += 1
         return True

@@ -10,7 +10,7 @@ from django.utils import timezone
 
 from batches import creation, doorbell, steering
 from batches.models import Batch, BatchEvent, OnInvalidLine, Result, Shard, StaleTransition
-from batches.planning import PlannedLine, pack, unpack
+from batches.planning import SHARD_LINES, PlannedLine, pack, unpack
 from batches.states import BatchStatus, EventKind
 from vbatch_site import audit
 from vbatch_site.models import ApiKey
@@ -98,6 +98,12 @@ def _run_again(batch: Batch, lines: list[str] | None, by: str) -> None:
         )
         Result.objects.filter(batch_id=batch.pk, line__in=failed).delete()
         Batch.objects.filter(pk=batch.pk).update(failed=F("failed") - len(failed))
+        # As many to a shard as in a plan: several workers share what is run again.
+        cut = (
+            (model, places[start : start + SHARD_LINES])
+            for model, places in sorted(moved.items())
+            for start in range(0, len(places), SHARD_LINES)
+        )
         reason = f"{len(failed)} lines, asked for by {by}"
         BatchEvent.objects.create(
             batch=batch, at=timezone.now(), kind=EventKind.RETRY, status=locked.status, reason=reason[:200]

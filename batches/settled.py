@@ -1,5 +1,7 @@
 """Lines that are finished before their batch opens: bad ones that it runs without, and answers taken over."""
 
+from collections import defaultdict
+
 from batches import leases
 from batches.models import Result, Shard
 from batches.outcome import Outcome
@@ -20,13 +22,14 @@ class SettledLines:
 
     def __init__(self, batch_id: str) -> None:
         self.batch_id = batch_id
-        self._places: list[PlannedLine] = []
+        self._places: dict[str, list[PlannedLine]] = defaultdict(list)  # by model, empty for bad lines
+        self._count = 0
         self._waiting: list[Outcome] = []
         self._bytes = 0
         Result.objects.filter(batch_id=batch_id).delete()
 
     def __len__(self) -> int:
-        return len(self._places)
+        return self._count
 
     def refuse(self, error: LineError, place: PlannedLine, raw: bytes | None) -> None:
         """Take a bad line."""
@@ -42,9 +45,10 @@ class SettledLines:
             ),
         )
 
-    def add(self, place: PlannedLine, outcome: Outcome) -> None:
-        """Take a line and what came of it."""
-        self._places.append(place)
+    def add(self, place: PlannedLine, outcome: Outcome, model: str = "") -> None:
+        """Take a line, what came of it, and the model that would run it again."""
+        self._places[model].append(place)
+        self._count += 1
         self._waiting.append(outcome)
         self._bytes += len(outcome.custom_id or "") + len(outcome.body or b"")
         if len(self._waiting) >= _ROWS or self._bytes >= _BYTES:
@@ -52,19 +56,20 @@ class SettledLines:
 
     def store(self) -> None:
         """Write the results that are not written yet."""
-        first = len(self._places) - len(self._waiting) + 1
+        first = self._count - len(self._waiting) + 1
         leases.write_settled(first, self._waiting)
         self._waiting, self._bytes = [], 0
 
     def add_to_plan(self) -> None:
-        """Add the lines as a shard that is done, after those that will run; call in the opening transaction."""
-        if not self._places:
-            return
-        Shard.objects.create(
-            batch_id=self.batch_id,
-            index=Shard.objects.filter(batch_id=self.batch_id).count(),
-            lines=pack(self._places),
-            count=len(self._places),
-            done=len(self._places),
-            state=ShardState.DONE,
-        )
+        """Add the lines as shards that are done, after those that will run; call in the opening transaction."""
+        first = Shard.objects.filter(batch_id=self.batch_id).count()
+        for index, (model, places) in enumerate(self._places.items(), first):
+            Shard.objects.create(
+                batch_id=self.batch_id,
+                index=index,
+                model=model,
+                lines=pack(places),
+                count=len(places),
+                done=len(places),
+                state=ShardState.DONE,
+            )

@@ -5,16 +5,23 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from django.core.files.uploadedfile import SimpleUploadedFile
 from django.db.models import Sum
 from django.utils import timezone
 
-from batches import leases, retrying
-from batches.models import Result, Shard
+from batches import creation, leases, retrying
+from batches.finalize import finalize
+from batches.models import Batch, BatchEvent, Result, Shard
 from batches.outcome import Outcome
-from batches.planning import in_file_order
-from batches.states import BatchStatus, ShardState
+from batches.planning import SHARD_LINES, in_file_order
+from batches.states import BatchStatus, EventKind, ShardState
 from batches.tests.rows import MODEL, new_batch
+from batches.validate import validate
+from files import uploads
+from vbatch_site.models import Project
 from vbatch_site.openai.errors import ApiError
+from vbatch_site.openai.idempotency import Claim
+from vbatch_site.tests import servers
 from vbatch_site.tests.servers import Server, chat_line, wait_until
 
 
@@ -84,6 +91,46 @@ def test_a_running_batch_repeats_no_line_that_has_not_failed() -> None:
         retrying.retry(batch, None, by="a test")
     with pytest.raises(ApiError, match="'c1' is no line that failed"):
         retrying.retry(batch, ["c1"], by="a test")
+
+
+def _failing(lines: int, failed: int) -> Batch:
+    """Return a running batch whose first lines have failed."""
+    batch = new_batch(lines=lines, shard_lines=lines)
+    batch.move(BatchStatus.IN_PROGRESS, total=lines, model=MODEL)
+    lease = leases.claim(batch.pk, MODEL, "a")
+    assert lease
+    leases.commit([(lease, Outcome(batch.pk, n, f"c{n}", 500, "", b"{}")) for n in range(1, failed + 1)])
+    return batch
+
+
+@pytest.mark.django_db
+def test_what_runs_again_is_cut_into_shards_that_workers_can_share() -> None:
+    batch = _failing(2 * SHARD_LINES + 2, 2 * SHARD_LINES + 1)
+    retrying.retry(batch, None, by="a test")
+    again = Shard.objects.filter(batch=batch, state=ShardState.PENDING).order_by("index")
+    assert [shard.count for shard in again] == [SHARD_LINES, SHARD_LINES, 1]
+
+
+@pytest.mark.django_db
+def test_an_error_that_was_taken_over_runs_again_on_the_model_of_its_line() -> None:
+    text = "".join(chat_line(name) for name in "ab")
+    file = uploads.create_file(Project.default(), SimpleUploadedFile("f.jsonl", text.encode()), "batch", None)
+    wanted = {"input_file_id": file.pk, "endpoint": "/v1/chat/completions", "completion_window": "24h"}
+    first = creation.create(Project.default(), wanted)
+    validate(first.pk)
+    lease = leases.claim(first.pk, servers.MODEL, "a")
+    assert lease
+    leases.commit([(lease, Outcome(first.pk, n, name, 400, "r", b"{}")) for n, name in ((1, "a"), (2, "b"))])
+    finalize(first.pk)
+    first.refresh_from_db()
+    second = retrying.retry(first, ["a"], "a test")
+    validate(second.pk)
+    second.refresh_from_db()
+    assert (second.total, second.failed) == (2, 1)
+    retrying.retry(second, ["b"], "a test")
+    # A model of any other name would be waited for, and engines put away for it, until the window ends.
+    (work,) = leases.waiting(timezone.now())
+    assert (work.model, work.lines) == (servers.MODEL, 2)
 
 
 def test_lines_that_failed_in_a_running_batch_are_run_again_in_it(server: Server) -> None:

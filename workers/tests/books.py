@@ -58,8 +58,8 @@ class Known:
 
     @property
     def failures(self) -> list[int]:
-        """The lines that ran here and failed."""
-        return [n for n, (_, good) in self.answers.items() if not good and n not in self.settled]
+        """The lines that failed, here or in the batch that they were taken over from; not those that can't run."""
+        return [n for n, (_, good) in self.answers.items() if not good and self.lines[n - 1].model is not None]
 
     @property
     def can_be_retried(self) -> bool:
