@@ -46,16 +46,19 @@ def retry(batch: Batch, lines: list[str] | None, by: ApiKey | str | None, key: C
 
     Raises ApiError where there is nothing to run, or a line is not one that can be.
     """
+    if key and (held := key.holder()):
+        return Batch.objects.get(pk=held)
     if batch.status in _ENDED:
         return _continue(batch, lines, by, key)
-    _run_again(batch, lines, steering.name_of(by))
+    _run_again(batch, lines, steering.name_of(by), key)
     batch.refresh_from_db()
     return batch
 
 
 def _continue(batch: Batch, lines: list[str] | None, by: ApiKey | str | None, key: Claim | None) -> Batch:
     """Start a batch over the same file that takes over all answers but those that are to be had anew."""
-    if lines is None and batch.completed == batch.total:
+    # One that ended before it was validated counts no lines, and ran none.
+    if lines is None and batch.in_progress_at is not None and batch.completed == batch.total:
         raise _nothing()
     wanted: dict[str, Any] = {
         "input_file_id": batch.input_file_id,
@@ -72,7 +75,7 @@ def _continue(batch: Batch, lines: list[str] | None, by: ApiKey | str | None, ke
     return creation.create(batch.project, wanted, key, by=by, chosen_lines=lines)
 
 
-def _run_again(batch: Batch, lines: list[str] | None, by: str) -> None:
+def _run_again(batch: Batch, lines: list[str] | None, by: str, key: Claim | None) -> None:
     """Move failed lines of a running batch to new shards, and their results out of its counts."""
     with transaction.atomic():
         # All shards before the batch, as everyone locks them, so that nobody's claim or commit comes in between.
@@ -80,6 +83,9 @@ def _run_again(batch: Batch, lines: list[str] | None, by: str) -> None:
         locked = Batch.objects.select_for_update(no_key=True).get(pk=batch.pk)
         if locked.status != BatchStatus.IN_PROGRESS:
             raise StaleTransition(f"{batch.pk} is {locked.status}")
+        # The same request at the same time was first, and held these locks until it was done.
+        if key and key.holder():
+            return
         failed = _failed(batch.pk, lines)
         moved: dict[str, list[PlannedLine]] = defaultdict(list)
         for shard in shards:
@@ -92,23 +98,25 @@ def _run_again(batch: Batch, lines: list[str] | None, by: str) -> None:
                     lines=kept, count=F("count") - len(taken), done=F("done") - len(taken)
                 )
         index = (Shard.objects.filter(batch_id=batch.pk).aggregate(last=Max("index"))["last"] or 0) + 1
-        Shard.objects.bulk_create(
-            Shard(batch_id=batch.pk, index=at, model=model, lines=pack(places), count=len(places))
-            for at, (model, places) in enumerate(sorted(moved.items()), index)
-        )
-        Result.objects.filter(batch_id=batch.pk, line__in=failed).delete()
-        Batch.objects.filter(pk=batch.pk).update(failed=F("failed") - len(failed))
         # As many to a shard as in a plan: several workers share what is run again.
         cut = (
             (model, places[start : start + SHARD_LINES])
             for model, places in sorted(moved.items())
             for start in range(0, len(places), SHARD_LINES)
         )
+        Shard.objects.bulk_create(
+            Shard(batch_id=batch.pk, index=at, model=model, lines=pack(places), count=len(places))
+            for at, (model, places) in enumerate(cut, index)
+        )
+        Result.objects.filter(batch_id=batch.pk, line__in=failed).delete()
+        Batch.objects.filter(pk=batch.pk).update(failed=F("failed") - len(failed))
         reason = f"{len(failed)} lines, asked for by {by}"
         BatchEvent.objects.create(
             batch=batch, at=timezone.now(), kind=EventKind.RETRY, status=locked.status, reason=reason[:200]
         )
         audit.note_change(batch.pk)
+        if key:
+            key.hold(batch.pk)
         doorbell.ring_gpu()
 
 

@@ -112,6 +112,24 @@ def test_what_runs_again_is_cut_into_shards_that_workers_can_share() -> None:
 
 
 @pytest.mark.django_db
+def test_a_retry_of_a_running_batch_under_a_key_is_done_once() -> None:
+    batch = _failing(3, 1)
+    key = Claim(batch.project, "once", "the request")
+    assert retrying.retry(batch, None, "a test", key) == retrying.retry(batch, None, "a test", key) == batch
+    assert BatchEvent.objects.filter(batch=batch, kind=EventKind.RETRY).count() == 1
+    with pytest.raises(ApiError, match="used before"):
+        retrying.retry(batch, None, "a test", Claim(batch.project, "once", "another request"))
+
+
+@pytest.mark.django_db
+def test_a_batch_that_was_cancelled_before_it_was_validated_can_be_run_after_all() -> None:
+    batch = new_batch()
+    batch.move(BatchStatus.CANCELLING)
+    batch.move(BatchStatus.CANCELLED)
+    assert retrying.retry(batch, None, "a test").continue_from == batch.pk
+
+
+@pytest.mark.django_db
 def test_an_error_that_was_taken_over_runs_again_on_the_model_of_its_line() -> None:
     text = "".join(chat_line(name) for name in "ab")
     file = uploads.create_file(Project.default(), SimpleUploadedFile("f.jsonl", text.encode()), "batch", None)
