@@ -50,6 +50,7 @@ class Body(msgspec.Struct):
 
 
 _decoder = msgspec.json.Decoder(Body)
+_object = msgspec.json.Decoder(dict[str, Any])
 
 
 def read_body(raw: msgspec.Raw) -> Body:
@@ -59,4 +60,13 @@ def read_body(raw: msgspec.Raw) -> Body:
 
 def answer_digest(raw: msgspec.Raw) -> bytes:
     """Return a digest of a body that does not depend on the order of its keys or on white space."""
-    return blake2b(msgspec.json.encode(msgspec.json.decode(raw), order="sorted"), digest_size=16).digest()
+    return blake2b(plain(raw), digest_size=16).digest()
+
+
+def plain(raw: msgspec.Raw, **fields: str) -> bytes:
+    """Return a body, some of its fields replaced, in the one form that all its spellings have."""
+    try:
+        return msgspec.json.encode({**_object.decode(raw), **fields}, order="sorted")
+    except (msgspec.MsgspecError, RecursionError):
+        # JSON allows numbers that no type of ours holds, such as 1e400; what they mean is the engine's business.
+        return msgspec.json.encode([raw, fields])

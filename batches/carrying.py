@@ -7,10 +7,10 @@ count. Of the earlier batch's files only places and digests are held, a few hund
 import os
 from contextlib import suppress
 from hashlib import blake2b
-from typing import Any
 
 import msgspec
 
+from batches.bodies import plain
 from batches.models import Batch
 from batches.outcome import Outcome
 from batches.planning import PlannedLine
@@ -37,7 +37,6 @@ class _Answered(msgspec.Struct):
 
 
 _decoder = msgspec.json.Decoder(_Answered)
-_object = msgspec.json.Decoder(dict[str, Any])
 
 
 def _digest(text: str) -> bytes:
@@ -46,8 +45,7 @@ def _digest(text: str) -> bytes:
 
 def fingerprint(line: RequestLine, model: str) -> bytes:
     """Return a digest that is equal for lines that ask the same of the same model."""
-    asked = msgspec.json.encode({**_object.decode(line.body), "model": model}, order="sorted")
-    return blake2b(line.url.encode() + b"\n" + asked, digest_size=16).digest()
+    return blake2b(line.url.encode() + b"\n" + plain(line.body, model=model), digest_size=16).digest()
 
 
 class EarlierFilesGone(Exception):

@@ -222,6 +222,9 @@ class Inspection:
         except NotCounted as why:
             lines.not_counted[str(why)] += 1
             return False
+        except (msgspec.MsgspecError, RecursionError):
+            lines.not_counted["A number in it is out of range, or it is nested too deep."] += 1
+            return False
         for length in lengths:
             lines.note(index, length)
         for text in texts:

@@ -170,6 +170,8 @@ class Tokenizer:
             if body.get(name):
                 raise NotCounted(f"The field '{name}' is not followed.")
         special = body.get("add_special_tokens", endpoint != "/v1/chat/completions")
+        if not isinstance(special, bool) or not isinstance(body.get("chat_template_kwargs") or {}, dict):
+            raise NotCounted("A field has a form that the engine refuses.")
         match endpoint:
             case "/v1/chat/completions":
                 return [self._render(_messages(body.get("messages")), body)], [], special

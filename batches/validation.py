@@ -17,6 +17,7 @@ from vbatch_site.openai import wording
 
 MAX_REQUESTS = 50_000
 MAX_EMBEDDING_INPUTS = 50_000
+_NUMBER = b"-0123456789"  # the bytes that one begins with
 MAX_ERRORS = 500  # listed; a file with more is as clear with these
 
 # What a line may ask for: the fields its body must have, and the name that OpenAI's sentences give the endpoint.
@@ -63,6 +64,7 @@ class RequestLine(msgspec.Struct):
 
 
 _line_decoder = msgspec.json.Decoder(RequestLine)
+_items_decoder = msgspec.json.Decoder(list[msgspec.Raw])
 
 _FIELDS: tuple[tuple[str, type, str], ...] = (
     ("custom_id", str, "a string"),
@@ -144,10 +146,11 @@ def read_custom_id(raw: bytes | None) -> str | None:
 
 def count_inputs(raw: msgspec.Raw) -> int:
     """Return how many texts an embeddings request asks for."""
-    value = msgspec.json.decode(raw)
-    if not isinstance(value, list):
+    if not bytes(raw).startswith(b"["):
         return 1
-    return 1 if value and isinstance(value[0], int) else len(value)
+    items = _items_decoder.decode(raw)
+    # Numbers are the tokens of one text.
+    return 1 if items and bytes(items[0])[:1] in _NUMBER else len(items)
 
 
 # What is told of a bad line that the batch runs without: its fault, its place and its bytes.

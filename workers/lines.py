@@ -1,7 +1,6 @@
 """Lines in a runner's hands: from a lease to a result."""
 
 import asyncio
-import json
 import os
 import re
 from collections.abc import Sequence
@@ -111,13 +110,17 @@ class Line:
 
 def fill_model(body: bytes, model: str) -> bytes:
     """Return the body with a model if it names none; the rest stays as it was written."""
-    if msgspec.json.decode(body).get("model"):
+    fields = _fields.decode(body)
+    if bytes(fields.get("model", b"null")) not in (b"null", b'""'):
+_fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
         return body
     inner = body.strip()[1:]
     comma = b"" if inner.lstrip().startswith(b"}") else b","
     # A later key wins: a null model in the body would undo ours, so such a body is written anew.
-    if b'"model"' in body:
-        return json.dumps({**json.loads(body), "model": model}, ensure_ascii=False).encode()
+    if "model" in fields:
+        return msgspec.json.encode({**fields, "model": model})
     return b'{"model":' + msgspec.json.encode(model) + comma + inner
 
 

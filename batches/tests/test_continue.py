@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 from django.utils import timezone
 
+from batches.carrying import fingerprint
 from batches.models import Batch
 from batches.states import BatchStatus
 from batches.sweep import delete_unneeded_bytes
+from batches.validation import parse_line
 from files import storage
 from files.models import File
 from vbatch_site.models import Project
@@ -194,6 +196,12 @@ def test_files_whose_bytes_are_lost_fail_the_batch_with_that_reason(sim_server: 
     assert [(e["code"], e["param"], e["line"]) for e in second["errors"]["data"]] == [
         ("batch_files_gone", "continue_from", None)
     ]
+
+
+def test_lines_with_a_number_that_no_type_holds_are_compared_as_they_are_written() -> None:
+    one, other = (parse_line(chat_line("a", top_k=7).replace("7", number).encode()) for number in ("1e400", "1e401"))
+    assert fingerprint(one, MODEL) == fingerprint(one, MODEL)
+    assert len({fingerprint(one, MODEL), fingerprint(other, MODEL), fingerprint(one, OTHER)}) == 3
 
 
 @pytest.mark.django_db(transaction=True, serialized_rollback=True)

@@ -105,6 +105,9 @@ def test_lines_that_can_not_be_counted_exactly_are_told_apart(server: Server) ->
         chat_line("counted"),
         chat_line("image", messages=[{"role": "user", "content": image}]),
         chat_line("tools", tools=[{"type": "function", "function": {"name": "f"}}]),
+        chat_line("special", add_special_tokens="yes"),
+        chat_line("kwargs", chat_template_kwargs="none"),
+        chat_line("number", top_k=7).replace('"top_k": 7', '"top_k": 1e400'),
     ]
     (model,) = _preflight(server, lines)["models"]
     alone = _preflight(server, lines[:1])["models"][0]
@@ -112,6 +115,8 @@ def test_lines_that_can_not_be_counted_exactly_are_told_apart(server: Server) ->
     assert model["not_counted"] == {
         "Content other than text is not counted.": 1,
         "The field 'tools' is not followed.": 1,
+        "A field has a form that the engine refuses.": 2,
+        "A number in it is out of range, or it is nested too deep.": 1,
     }
 
 

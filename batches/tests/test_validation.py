@@ -113,6 +113,14 @@ def test_the_report_is_capped() -> None:
     assert len(check(*[b"x"] * (MAX_ERRORS + 100))) == MAX_ERRORS
 
 
+@pytest.mark.parametrize("number", [b"1e400", b"1" * 5000])
+def test_a_number_that_no_type_holds_is_the_engines_business(number: bytes) -> None:
+    chat = json.dumps(line("a", temperature=0, top_k=7)).encode().replace(b"7", number)
+    assert check(chat, chat.replace(b'"custom_id": "a"', b'"custom_id": "b"')) == []
+    tokens = json.dumps(line("a", url="/v1/embeddings", model="e", input=[7])).encode().replace(b"7", number)
+    assert check(tokens, endpoint="/v1/embeddings") == []
+
+
 def test_embedding_inputs_are_counted_over_all_lines() -> None:
     def ask(custom_id: str, value: Any) -> dict[str, Any]:
         body = {"model": "e", "input": value}

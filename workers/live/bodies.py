@@ -19,7 +19,11 @@ def model_of(body: bytes) -> str:
         raise ApiError("We could not parse the JSON body of your request.", code="invalid_json") from None
     if isinstance(head.model, msgspec.UnsetType):
         raise missing("model")
-    model = msgspec.json.decode(head.model)
+    try:
+        model = msgspec.json.decode(head.model)
+    except (msgspec.MsgspecError, RecursionError):
+        # A number that no type holds, or what has no bottom: no name in any case.
+        model = 0
     if not isinstance(model, str):
         raise wrong_type("model", "a string", model)
     return model

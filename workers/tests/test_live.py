@@ -98,6 +98,7 @@ def test_what_can_not_be_asked_is_refused_in_the_envelope(server: Server) -> Non
     assert_refused(ask(b" "), 400, missing, param="model", code="missing_required_parameter")
     wrong = "Invalid type for 'model': expected a string, but got an integer instead."
     assert_refused(ask({"model": 3}), 400, wrong, param="model", code="invalid_type")
+    assert_refused(ask(b'{"model": 1e400}'), 400, wrong, param="model", code="invalid_type")
     unknown = "The model 'no/such' does not exist"
     assert_refused(ask({"model": "no/such"}), 404, unknown, param="model", code="model_not_found")
     not_here = f"The model '{EMBEDDING_MODEL}' does not answer '{CHAT}' on this server."

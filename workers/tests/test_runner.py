@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from vbatch_site.tests.servers import MODEL, Server, chat_line, wait_until
+from workers.lines import fill_model
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +72,13 @@ def test_a_folder_that_is_no_model_is_named_in_every_line(new_home: Path) -> Non
         _, errors = server.lines(batch)
         assert errors[0]["error"]["code"] == "model_load_failed"
         assert "no config.json" in errors[0]["error"]["message"]
+
+
+def test_a_line_without_a_model_gets_one_and_keeps_the_bytes_of_the_rest() -> None:
+    assert fill_model(b'{"a": [1e400, 1.0]}', "m") == b'{"model":"m","a": [1e400, 1.0]}'
+    assert json.loads(fill_model(b"{ }", "m")) == {"model": "m"}
+    assert fill_model(b'{"model": null, "a": 1e400}', "m") == b'{"model":"m","a":1e400}'
+    assert fill_model(b'{"model": "own", "a": "model"}', "m") == b'{"model": "own", "a": "model"}'
 
 
 def test_two_models_take_turns_on_one_slot_and_a_loaded_one_is_kept(server: Server) -> None:
