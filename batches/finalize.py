@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, BinaryIO
 
+import msgspec
 from django.db import transaction
 from django.utils import timezone
 
@@ -123,9 +124,9 @@ def _write_lines(
                 left += 1
                 name = answers.line_id(batch, committed + left)
                 custom_id = source.custom_id(line)
-                text = wire.error_line(name, custom_id, *left_error)
+                text = wire.error_line(name, custom_id, *left_error, None if custom_id is not None else line.number)
                 indexed = IndexedLine(line.number, ERROR, errors.size, len(text), line.offset, line.length)
-                index.append(line_index.pack(indexed._replace(code=left_error[0], custom_id=custom_id)))
+                index.append(line_index.pack(indexed._replace(code=left_error[0], custom_id=custom_id or "")))
                 errors.add(committed + left, text)
                 # A line that the engine could not be had for failed; one that was cancelled or too late did not.
                 totals.failed += bool(batch.abort_code)
@@ -189,6 +190,7 @@ class _InputLines:
         self._file_id = batch.input_file_id
         self._stack = ExitStack()
         self._stream: BinaryIO | None = None
+        self._is_lost = False
 
     def __enter__(self) -> "_InputLines":
         return self
@@ -196,13 +198,22 @@ class _InputLines:
     def __exit__(self, *exc: object) -> None:
         self._stack.close()
 
-    def custom_id(self, line: PlannedLine) -> str:
-        """Return the custom_id of a line of the input."""
-        if self._stream is None:
-            path = File.objects.values_list("path", flat=True).get(pk=self._file_id)
-            self._stream = self._stack.enter_context(storage.opened(path))
-        self._stream.seek(line.offset)
-        return parse_line(self._stream.read(line.length)).custom_id
+    def custom_id(self, line: PlannedLine) -> str | None:
+        """Return the custom_id of a line of the input, None where the input can't be read any more."""
+        if self._is_lost:
+            return None
+        try:
+            if self._stream is None:
+                path = File.objects.values_list("path", flat=True).get(pk=self._file_id)
+                self._stream = self._stack.enter_context(storage.opened(path))
+            self._stream.seek(line.offset)
+            return parse_line(self._stream.read(line.length)).custom_id
+        except (File.DoesNotExist, FileNotFoundError):
+            # Other faults of a storage pass; bytes that are gone must not keep what was finished from its owner.
+            self._is_lost = True
+            return None
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            return None
 
 
 def _publish(batch: Batch, output: _Written, errors: _Written, totals: _Totals, left: int) -> None:

@@ -1,15 +1,23 @@
 """Leases: who may write results, and what happens to those that may not."""
 
+import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import pytest
+from django.db import close_old_connections, connection
 from django.utils import timezone
 
 from batches import leases
-from batches.models import Batch, Result, Shard
+from batches.finalize import finalize
+from batches.locks import batch_lock
+from batches.models import Batch, Provenance, Result, Shard
 from batches.outcome import Outcome
 from batches.states import BatchStatus, ShardState
 from batches.tests.rows import MODEL, new_batch
+from files import storage
+from files.models import File
 
 pytestmark = pytest.mark.django_db
 
@@ -118,3 +126,21 @@ def test_work_that_waits_carries_its_priority() -> None:
     batch = _batch()
     Batch.objects.filter(pk=batch.pk).update(priority=-7)
     assert [waiting.priority for waiting in leases.waiting(timezone.now())] == [-7]
+
+
+def test_a_batch_whose_input_is_lost_ends_with_the_answers_that_it_has() -> None:
+    # The rows name a file that was never stored.
+    batch = _batch(3)
+    lease = _claim(batch)
+    leases.commit([_result(lease, 2)])
+    leases.abort(batch.pk, "input_file_lost", "The input file can't be read.")
+    leases.release([lease])
+    assert finalize(batch.pk)
+    batch.refresh_from_db()
+    assert (batch.status, batch.completed, batch.failed) == (BatchStatus.COMPLETED, 1, 2)
+    with storage.opened(File.objects.get(pk=batch.error_file_id).path) as stream:
+        lines = [json.loads(line) for line in stream]
+    assert [(line["custom_id"], line["error"]["code"], line["error"]["line"]) for line in lines] == [
+        (None, "input_file_lost", 1),
+        (None, "input_file_lost", 3),
+    ]
