@@ -199,6 +199,14 @@ _ADDED = ", ".join(f"{name} = {name} + %s" for name in _Sums.__slots__)
 _COUNT = f"UPDATE batches_batch SET {_ADDED} WHERE id = %s RETURNING committed, completed + failed, total"  # noqa: S608 (our own names)
 
 
+_NOTE = """
+    INSERT INTO batches_batch_provenance (batch_id, provenance_id)
+    SELECT b.id, mine.name FROM unnest(%s::text[], %s::text[]) AS mine(id, name)
+      JOIN batches_batch b ON b.id = mine.id ORDER BY b.id FOR KEY SHARE OF b
+        ON CONFLICT DO NOTHING
+"""
+
+
 class InDoubt(OperationalError):
     """A commit is still on its way in the database, whose answer was lost."""
 
@@ -303,10 +311,9 @@ def _count(cursor: CursorWrapper, outcomes: Iterable[Outcome]) -> dict[str, Iter
 
 def note_provenance(pairs: Iterable[tuple[str, str]]) -> None:
     """Keep with batches which engines, by their provenance's name, answer their lines."""
-    link = Batch.provenance.through
-    link.objects.bulk_create(
-        (link(batch_id=batch_id, provenance_id=name) for batch_id, name in pairs), ignore_conflicts=True
-    )
+    with connection.cursor() as cursor:
+        # A batch that was deleted meanwhile, with its project, is passed over.
+        cursor.execute(_NOTE, [list(column) for column in zip(*pairs, strict=True)])
 
 
 def finish_if_done(batch_id: str) -> None:

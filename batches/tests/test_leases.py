@@ -144,3 +144,13 @@ def test_a_batch_whose_input_is_lost_ends_with_the_answers_that_it_has() -> None
         (None, "input_file_lost", 1),
         (None, "input_file_lost", 3),
     ]
+
+
+def test_what_answers_is_not_noted_with_a_batch_that_was_deleted_meanwhile() -> None:
+    batch = _batch()
+    Provenance.objects.create(pk="engine", facts={})
+    leases.note_provenance([("batch_gone", "engine"), (batch.pk, "engine")])
+    leases.note_provenance([(batch.pk, "engine")])
+    # As at a commit.
+    connection.check_constraints()
+    assert [row.pk for row in batch.provenance.all()] == ["engine"]
