@@ -21,9 +21,14 @@ def batch_lock(name: str) -> Iterator[bool]:
     with connection.cursor() as cursor:
         cursor.execute("SELECT pg_try_advisory_lock(%s)", [lock_key(name)])
         mine = bool(cursor.fetchone()[0])
+    # The lock is the session's: whoever gives up old connections before slow work must keep this one.
+    closes_at = connection.close_at
+    if mine:
+        connection.close_at = None
     try:
         yield mine
     finally:
         if mine:
+            connection.close_at = closes_at
             with connection.cursor() as cursor:
                 cursor.execute("SELECT pg_advisory_unlock(%s)", [lock_key(name)])

@@ -154,3 +154,23 @@ def test_what_answers_is_not_noted_with_a_batch_that_was_deleted_meanwhile() -> 
     # As at a commit.
     connection.check_constraints()
     assert [row.pk for row in batch.provenance.all()] == ["engine"]
+
+
+def test_a_lock_outlives_the_age_at_which_connections_are_given_up() -> None:
+    def hold() -> int:
+        try:
+            connection.ensure_connection()
+            connection.close_at = time.monotonic()
+            with batch_lock("an old connection's") as mine:
+                assert mine
+                close_old_connections()
+                with connection.cursor() as cursor:
+                    mine_still = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()"
+                    cursor.execute(mine_still)
+                    return int(cursor.fetchone()[0])
+        finally:
+            connection.close()
+
+    # A thread has a connection of its own, without the transaction of this test.
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(hold).result() == 1
