@@ -27,6 +27,7 @@ from vbatch_site.openai.idempotency import Claim
 MAX_METADATA_PAIRS = 16
 MAX_METADATA_KEY = 64  # characters
 MAX_METADATA_VALUE = 512  # characters
+MAX_MODEL_NAME = 200  # characters
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
@@ -107,7 +108,8 @@ def read(project: Project, body: Json) -> BatchRequest:
     """Return the checked request, or raise ApiError."""
     file_id = _file_id(body)
     metadata = read_metadata(body.get("metadata"))
-    default_model = (metadata or {}).get("model", "")
+    # A longer name is no model's, whole or cut.
+    default_model = (metadata or {}).get("model", "")[:MAX_MODEL_NAME]
     lenient = bool(default_model) or settings.VBATCH_LENIENT_CREATE
     file = _file(project, file_id)
     endpoint = body.get("endpoint")

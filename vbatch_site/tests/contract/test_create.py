@@ -78,7 +78,9 @@ def test_item_45_null_and_absent_metadata_are_null(sim_server: Server, fields: d
     assert (status, batch["metadata"]) == (200, None)
 
 
-@pytest.mark.parametrize("metadata", [{}, {"team": "\u7814\u7a76", "empty": ""}, {"k" * 64: "v" * 512}])
+@pytest.mark.parametrize(
+    "metadata", [{}, {"team": "\u7814\u7a76", "empty": ""}, {"k" * 64: "v" * 512}, {"model": "m" * 512}]
+)
 def test_item_46_metadata_is_echoed(sim_server: Server, metadata: dict[str, str]) -> None:
     batch = _create(sim_server, metadata=metadata)[2]
     assert batch["metadata"] == metadata
