@@ -67,6 +67,14 @@ def test_a_deleted_files_bytes_go(is_lost: bool) -> None:
 
 
 @pytest.mark.django_db
+def test_an_id_with_a_zero_byte_is_nobodys() -> None:
+    project, bearer = _tenant()
+    file = _file(project)
+    answer = Client().delete(f"/v1/files/{file.pk}%00", headers=bearer)
+    assert (answer.status_code, File.objects.get().deleted_at) == (404, None)
+
+
+@pytest.mark.django_db
 def test_a_deleted_file_that_a_batch_reads_goes_when_the_batch_has_ended() -> None:
     project, bearer = _tenant()
     file = _file(project)
