@@ -28,10 +28,11 @@ def sweep() -> None:
             expire_overdue()
             ring_again()
             purge_ended()
-            _remove_files()
             storage.delete_abandoned(ARRIVAL_TIME.total_seconds())
             retention.sweep(timezone.now())
             deliveries.sweep(timezone.now())
+            # Last: a storage that is away, or holds on to a file, keeps nothing else from being done.
+            _remove_files()
 
 
 def _remove_files() -> None:

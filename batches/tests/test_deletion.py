@@ -89,6 +89,24 @@ def test_a_deleted_file_that_a_batch_reads_goes_when_the_batch_has_ended() -> No
 
 
 @pytest.mark.django_db
+def test_a_file_that_can_not_be_removed_keeps_nothing_else_from_being_swept(tmp_path: Path) -> None:
+    project, _ = _tenant()
+    stuck = _file(project)
+    path = Path(settings.VBATCH_HOME) / "files" / stuck.path
+    path.unlink()
+    (path / "in the way").mkdir(parents=True)
+    File.objects.update(deleted_at=timezone.now())
+    old = timezone.now() - timedelta(days=2)
+    IdempotencyKey.objects.create(project=project, key="old", fingerprint="", object_id="x", created_at=old)
+    with pytest.raises(OSError):
+        sweep()
+    assert not IdempotencyKey.objects.exists()
+    path.rename(tmp_path / "elsewhere")
+    sweep()
+    assert not File.objects.exists()
+
+
+@pytest.mark.django_db
 def test_an_expired_file_goes_as_a_deleted_one_does() -> None:
     project, _ = _tenant()
     file = _file(project)
