@@ -21,6 +21,9 @@ class Usage(msgspec.Struct):
     reasoning_tokens: int = 0
 
 
+_MOST_TOKENS = 2**31 - 1  # that a row can hold; what says more, or less than none, is no count
+
+
 class _Details(msgspec.Struct):
     cached_tokens: int | None = 0
     reasoning_tokens: int | None = 0
@@ -69,11 +72,15 @@ def read_usage(body: bytes) -> Usage:
     before = usage.prompt_tokens_details or usage.input_tokens_details or _Details()
     after = usage.completion_tokens_details or usage.output_tokens_details or _Details()
     return Usage(
-        input_tokens=usage.prompt_tokens or usage.input_tokens or 0,
-        cached_tokens=before.cached_tokens or 0,
-        output_tokens=usage.completion_tokens or usage.output_tokens or 0,
-        reasoning_tokens=after.reasoning_tokens or 0,
+        input_tokens=_count(usage.prompt_tokens or usage.input_tokens),
+        cached_tokens=_count(before.cached_tokens),
+        output_tokens=_count(usage.completion_tokens or usage.output_tokens),
+        reasoning_tokens=_count(after.reasoning_tokens),
     )
+
+
+def _count(said: int | None) -> int:
+    return said if said is not None and 0 <= said <= _MOST_TOKENS else 0
 
 
 def one_line(body: bytes) -> bytes:

@@ -36,6 +36,12 @@ def test_the_page_lists_every_error_code_and_no_other() -> None:
     assert set(listed) == _codes_in_the_code()
 
 
+def test_tokens_that_no_row_holds_are_not_counted() -> None:
+    usage = b'{"usage": {"prompt_tokens": %d, "completion_tokens": %d, "prompt_tokens_details": {"cached_tokens": %d}}}'
+    assert wire.read_usage(usage % (-1, 2**31, -2)) == wire.Usage()
+    assert wire.read_usage(usage % (3, 2**31 - 1, 1)) == wire.Usage(3, 1, 2**31 - 1)
+
+
 def test_no_code_is_made_in_a_way_that_the_search_does_not_see() -> None:
     for room in ("vbatch_site", "files", "batches", "workers"):
         for path in (ROOT / room).rglob("*.py"):
