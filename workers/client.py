@@ -57,6 +57,10 @@ class EngineClient:
         self._connections.close()
         await self._session.close()
 
+    def break_off(self) -> None:
+        """Give up all requests in flight: what became of a host without power, nothing on the connection tells."""
+        self._connections.close()
+
     async def post(self, path: str, body: bytes) -> Reply:
         """Send one request and return what came of it; never raises for what the engine or the network does."""
         try:

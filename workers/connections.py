@@ -135,7 +135,11 @@ class Connections:
 
     async def _connect(self) -> _Connection:
         loop = asyncio.get_running_loop()
-        async with asyncio.timeout(CONNECT_SECONDS):
-            _, connection = await loop.create_connection(lambda: _Connection(self._forget), self._host, self._port)
+        try:
+            async with asyncio.timeout(CONNECT_SECONDS):
+                _, connection = await loop.create_connection(lambda: _Connection(self._forget), self._host, self._port)
+        except TimeoutError:
+            # A host without power refuses nothing; its engine did not get the request.
+            raise Lost("no connection") from None
         self._all.add(connection)
         return connection

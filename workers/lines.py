@@ -19,6 +19,9 @@ from workers.client import Reply
 from workers.failures import Failure
 from workers.priority import with_priority
 
+# What reading a line raises whose bytes are not those that were validated.
+UNREADABLE = (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+
 
 @dataclass(eq=False, slots=True)
 class Held:
@@ -58,7 +61,7 @@ class Line:
     def read(self) -> bytes:
         """Return the request's body as the user wrote it, with its priority, and the batch's model if it names none.
 
-        Raises OSError or msgspec.MsgspecError when the file is not what was validated.
+        Raises one of UNREADABLE when the file is not what was validated.
         """
         line = self._parse(self.place)
         self.custom_id = line.custom_id
@@ -94,7 +97,7 @@ class Line:
         for place in self.repeats:
             try:
                 custom_id = self._parse(place).custom_id
-            except (OSError, msgspec.MsgspecError):
+            except UNREADABLE:
                 failure = Failure.LINE_UNREADABLE
                 found.append(
                     Outcome(first.batch_id, place.number, "", error_code=failure.code, error_message=failure.message)
@@ -108,13 +111,13 @@ class Line:
         return parse_line(os.pread(self.held.descriptor, place.length, place.offset))
 
 
+_fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
 def fill_model(body: bytes, model: str) -> bytes:
     """Return the body with a model if it names none; the rest stays as it was written."""
     fields = _fields.decode(body)
     if bytes(fields.get("model", b"null")) not in (b"null", b'""'):
-_fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
-
-
         return body
     inner = body.strip()[1:]
     comma = b"" if inner.lstrip().startswith(b"}") else b","
@@ -149,7 +152,7 @@ def envelope(body: bytes) -> bytes:
     """Return an engine's refusal in OpenAI's four keys (contract.md 4.1), whatever form the engine gave it."""
     try:
         found = msgspec.json.decode(body, type=_Refused, strict=False).error
-    except (msgspec.MsgspecError, RecursionError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         found = None
     if found is None:
         found = _Refusal(message=body[:500].decode(errors="replace"), type="server_error")

@@ -15,7 +15,6 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from typing import Any, TypeVar
 
-import msgspec
 from django.db import InterfaceError, OperationalError
 from django.utils import timezone
 
@@ -33,7 +32,7 @@ from workers.engine import EngineError
 from workers.failures import Failure
 from workers.feeding import LOOK_SECONDS, MOST_LOOK_SECONDS, Feeding, Gauges
 from workers.housekeeping import sweep_forever
-from workers.lines import Held, Line, checked
+from workers.lines import UNREADABLE, Held, Line, checked
 from workers.shared import slot_for
 from workers.slot import Engine, NoServiceError
 
@@ -52,7 +51,7 @@ PAUSE_GRACE_SECONDS = 2.5  # what lines in flight get to finish when their batch
 DRAIN_SECONDS = 7.0  # what lines in flight get to finish when the process is asked to stop; all of it takes under 15
 MAX_ATTEMPTS = 3  # of one line, engine crashes not counted
 BACKOFF_SECONDS = 0.5  # before the second attempt; doubles
-MAX_CULPRITS = 3  # engine deaths pinned on single lines in a row before the engine itself is blamed
+MAX_CULPRITS = 3  # engine deaths pinned on single lines in a row, after which the batches of these end
 
 
 class Runner:
@@ -69,7 +68,7 @@ class Runner:
         # Lines that were in flight when an engine died, in groups that are run one after the other.
         self._suspects: deque[list[Line]] = deque()
         self._trial: set[Line] = set()
-        self._culprits = 0
+        self._culprits: list[str] = []  # batches of lines that an engine died of, since one was answered
         self._in_flight: set[Line] = set()
         self._fault: BaseException | None = None
         self._renewed_at = self._searched_at = 0.0
@@ -299,8 +298,9 @@ class Runner:
 
     async def _engine_died(self, engine: Engine) -> None:
         """Restart after a crash, with the lines that were in flight under suspicion."""
-        # Their connections are gone, so these end by themselves, and put their lines among the suspects. Nothing is
-        # started meanwhile: a dead engine is fed no lines.
+        # These end when their connections are gone, and put their lines among the suspects. Nothing is started
+        # meanwhile: a dead engine is fed no lines.
+        engine.client.break_off()
         tasks = [task for held in self._held for task in held.tasks]
         await asyncio.gather(*tasks, return_exceptions=True)
         suspects = sorted(self._in_flight | self._trial, key=lambda line: (line.held.lease.shard_id, line.place.number))
@@ -315,15 +315,15 @@ class Runner:
         extra = {"action": "engine_died", "model": engine.model, "in_flight": len(suspects)}
         logger.warning("engine died", extra=extra)
         if len(suspects) == 1:
-            self._culprits += 1
             line = suspects[0]
+            self._culprits.append(line.held.lease.batch_id)
             self._finish(line, line.outcomes(Reply(0, b"", Failure.ENGINE_LOST), Usage(), 0))
         elif suspects:
             half = len(suspects) // 2
             self._suspects.extendleft([suspects[half:], suspects[:half]])
-        if self._culprits >= MAX_CULPRITS:
-            self._culprits = 0
-            for batch_id in {held.lease.batch_id for held in self._held}:
+        if len(self._culprits) >= MAX_CULPRITS:
+            culprits, self._culprits = self._culprits, []
+            for batch_id in sorted(set(culprits)):
                 await self._db(leases.abort, batch_id, "engine_unavailable", "The engine keeps dying on this batch.")
         await self._slot.bury()
         self._loading = asyncio.create_task(self._load(engine.model))
@@ -408,7 +408,7 @@ class Runner:
         try:
             try:
                 body = line.read()
-            except (OSError, msgspec.MsgspecError):
+            except UNREADABLE:
                 self._finish(line, line.outcomes(Reply(0, b"", Failure.LINE_UNREADABLE), Usage(), 0))
                 return
             while True:
@@ -422,7 +422,7 @@ class Runner:
                     break
                 await asyncio.sleep(BACKOFF_SECONDS * 2 ** (line.attempts - 1) * random.uniform(0.75, 1.25))  # noqa: S311
             if reply.failure is None:
-                self._culprits = 0
+                self._culprits.clear()
                 self._slot.took(time.monotonic() - started)
             self._finish(line, line.outcomes(reply, usage, int((time.monotonic() - started) * 1000)))
         except asyncio.CancelledError:
