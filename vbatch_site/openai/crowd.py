@@ -7,9 +7,9 @@ costs little. Pages and signs of life are always answered, because they are how 
 
 import json
 import random
-import resource
 from typing import Any
 
+from vbatch_site.descriptors import raise_limit
 from vbatch_site.openai.bodies import Application, Message, Receive, Send
 from vbatch_site.openai.errors import envelope
 from vbatch_site.openai.headers import answer_headers, request_id
@@ -25,9 +25,8 @@ class Crowd:
     def __init__(self, application: Application, most: int) -> None:
         self._application, self._most = application, most
         self._waiting = 0
-        # A connection takes a descriptor and a live stream two, and the usual soft limit is 1,024.
-        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        # A connection takes a descriptor and a live stream two.
+        raise_limit()
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it."""

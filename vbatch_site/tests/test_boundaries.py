@@ -52,6 +52,7 @@ PURE = [
     "workers/launchers/slurm.py",
     "vbatch_site/console/charts.py",
     "vbatch_site/console/roles.py",
+    "vbatch_site/descriptors.py",
     "vbatch_site/guard.py",
     "vbatch_site/logs.py",
     "vbatch_site/ports.py",

@@ -3,7 +3,6 @@
 import asyncio
 import io
 import logging
-import resource
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -13,6 +12,7 @@ from django.conf import settings
 from django.core.handlers.asgi import ASGIRequest
 
 from batches.validation import RUNNABLE
+from vbatch_site.descriptors import raise_limit
 from vbatch_site.observed import name_route
 from vbatch_site.openai.bodies import STALL_SECONDS, Application, Receive, Send
 from vbatch_site.openai.errors import ApiError, envelope, exception_handler, internal_fault
@@ -62,9 +62,8 @@ class Hub:
     """What the live requests of one process share; belongs to one event loop."""
 
     def __init__(self) -> None:
-        # A stream takes two descriptors, and the usual soft limit is 1,024.
-        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+        # A stream takes two.
+        raise_limit()
         rows = Rows()
         self.roster = Roster(rows, ThreadPoolExecutor(DATABASE_THREADS, thread_name_prefix="live"))
         self.door = Door(rows, self.roster.in_thread)

@@ -1,10 +1,12 @@
 """What the runner promises while everything lives, with the simulated engine."""
 
 import json
+import resource
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from vbatch_site.tests.servers import MODEL, Server, chat_line, wait_until
@@ -15,8 +17,15 @@ from workers.lines import fill_model
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server whose engine takes 200 lines a second, and whose batches may have a window of six."""
     knobs = {"VBATCH_SIM_LINES_PER_SECOND": "200", "VBATCH_SIM_CONCURRENCY": "32"}
-    with Server(tmp_path_factory.mktemp("runner"), VBATCH_COMPLETION_WINDOWS="24h,6s", **knobs) as server:
-        yield server
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # Its processes are to raise what they begin with.
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 1024), hard))
+    try:
+        with Server(tmp_path_factory.mktemp("runner"), VBATCH_COMPLETION_WINDOWS="24h,6s", **knobs) as server:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            yield server
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_faults_of_the_engine_are_tried_again_and_refusals_are_not(new_home: Path) -> None:
@@ -72,6 +81,13 @@ def test_a_folder_that_is_no_model_is_named_in_every_line(new_home: Path) -> Non
         _, errors = server.lines(batch)
         assert errors[0]["error"]["code"] == "model_load_failed"
         assert "no config.json" in errors[0]["error"]["message"]
+
+
+def test_a_worker_may_have_as_many_lines_in_an_engine_as_the_machine_allows(server: Server) -> None:
+    wait_until(lambda: server.query("SELECT pid FROM workers_worker") != [])
+    for (pid,) in server.query("SELECT pid FROM workers_worker"):
+        soft, hard = psutil.Process(pid).rlimit(psutil.RLIMIT_NOFILE)
+        assert soft == hard
 
 
 def test_a_line_without_a_model_gets_one_and_keeps_the_bytes_of_the_rest() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from asgiref.sync import sync_to_async
 from django.db import OperationalError, connections
 
 from vbatch_site.tests.servers import MODEL, words_of
-from workers import registry
+from workers import process, registry
+from workers.models import Worker
 from workers.slot import Slot
 
 
@@ -45,3 +47,12 @@ def test_an_engine_that_answers_is_stopped_when_what_comes_after_fails(settings:
         asyncio.run(Slot("a-worker", {}, database).load(MODEL))
     assert running == [2]  # the engine, and its guard
     assert _engines() == []
+
+
+@pytest.mark.django_db
+def test_a_worker_gets_its_row_whatever_its_host_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "gethostname", lambda: "h" * 64)
+    holder = process.new_holder()
+    registry.beat(holder)
+    assert Worker.objects.get().host == "h" * 64
+    assert process.new_holder() != holder
