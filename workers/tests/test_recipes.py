@@ -1,11 +1,13 @@
 """What recipes allow."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from workers import recipes
+from workers.models import Service
 from workers.recipes import BadRecipe, RecipeError
 
 VLLM = recipes.load()["inference/vllm"]
@@ -15,6 +17,14 @@ def test_the_three_recipes_are_there_and_found_by_path_or_name() -> None:
     assert set(recipes.load()) == {"inference/vllm", "inference/vllm-replicas", "inference/vllm-multi-node"}
     assert recipes.find("vllm") == recipes.find("inference/vllm") == VLLM
     assert recipes.find("storage/vllm") is None
+
+
+@pytest.mark.parametrize("recipe", recipes.load().values(), ids=lambda recipe: recipe.path)
+def test_an_address_that_is_allowed_fits_into_a_services_row(recipe: recipes.Recipe) -> None:
+    room = Service._meta.get_field("url").max_length or 0
+    host = recipe.parameters["VLLM_HOST"]
+    longest = next(n for n in range(300, 0, -1) if re.fullmatch(host.pattern, "a" * n))
+    assert len(f"http://{'a' * longest}:65535") <= room
 
 
 @pytest.mark.parametrize("recipe", recipes.load().values(), ids=lambda recipe: recipe.path)
