@@ -243,7 +243,7 @@ def _read(path: str, offset: int, length: int) -> bytes:
 def _parsed(data: bytes) -> Any:
     try:
         return json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
 
 
@@ -301,7 +301,10 @@ def _content(content: Any) -> str:
 
 
 def _cut(value: Any) -> tuple[str, bool]:
-    text = json.dumps(value, indent=2, ensure_ascii=False)
+    try:
+        text = json.dumps(value, indent=2, ensure_ascii=False)
+    except RecursionError:
+        return "It is nested too deep to be shown; download the file.", False
     return text[:SHOWN_BYTES], len(text) > SHOWN_BYTES
 
 

@@ -20,7 +20,7 @@ from files.console.pages import ends, find
 from files.models import File, Purpose
 from files.uploads import MAX_BATCH_FILE_BYTES
 from vbatch_site.console.pages import back, error_text, page, say, show
-from vbatch_site.console.roles import Right
+from vbatch_site.console.roles import Right, may
 from vbatch_site.console.tables import Query, newest_first
 from vbatch_site.models import Project
 from vbatch_site.openai.errors import ApiError, Json
@@ -61,7 +61,7 @@ def describe(request: HttpRequest, file_id: str) -> HttpResponse:
 
 
 def _form(request: HttpRequest, file: File, values: dict[str, Any], error: str = "", status: int = 200) -> HttpResponse:
-    head, _ = ends(file)
+    head, _ = ends(file) if may(request.user, Right.PROMPTS) else ([], [])
     earlier = Batch.objects.filter(project=file.project_id, status__in=TERMINAL).exclude(status="failed")
     context = {
         "title": "New batch",
@@ -81,7 +81,7 @@ def _row(text: str) -> dict[str, Any]:
     """Return one line of a file for reading: who says what, or the line as it is."""
     try:
         line = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {"text": text}
     said = turns(line)
     if not isinstance(line, dict) or not said:

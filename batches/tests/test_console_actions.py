@@ -1,11 +1,13 @@
 """What people do to batches in the console: make them, steer them, run them again, each as far as the role goes."""
 
 import pytest
+from django.contrib.auth import get_user_model
+from django.contrib.auth.models import Permission
 from django.test import Client
 
 from batches.models import Batch, BatchEvent
 from batches.states import BatchStatus
-from batches.tests.browsing import begun, client_as, ended, keyed, sent, stored
+from batches.tests.browsing import SECRET, begun, client_as, ended, keyed, sent, stored
 from batches.validate import validate
 from vbatch_site.models import AuditEntry
 from vbatch_site.tests.servers import chat_line
@@ -28,6 +30,18 @@ def test_the_wizard_creates_one_batch_however_often_it_is_clicked(operator: Clie
     batch = Batch.objects.get()
     assert batch.metadata == {"description": "by hand"}
     assert made["Location"] == f"/console/batches/{batch.pk}"
+
+
+def test_the_wizard_shows_prompts_to_nobody_who_may_not_see_them_and_survives_any_line(operator: Client) -> None:
+    file = stored(chat_line("a", SECRET) + "[" * 5000 + "\n")
+    page = operator.get(f"/console/batches/new/{file.pk}")
+    assert (page.status_code, SECRET in page.content.decode()) == (200, True)
+    user = get_user_model().objects.create_user("hands without eyes", is_staff=True)
+    user.user_permissions.set(Permission.objects.filter(codename__in=["view_console", "operate"]))
+    client = Client()
+    client.force_login(user)
+    page = client.get(f"/console/batches/new/{file.pk}")
+    assert (page.status_code, SECRET in page.content.decode()) == (200, False)
 
 
 def test_a_mistake_in_the_wizard_keeps_what_was_typed(operator: Client) -> None:
