@@ -132,12 +132,11 @@ def _add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
 
 def _add_file(archive: tarfile.TarFile, name: str, written: Written) -> None:
     try:
-        source = storage.opened(name)
+        size, source = storage.size(name), storage.opened(name)
     except FileNotFoundError:
         written.missing.append(name)
         return
     with source:
-        size = storage.size(name)
         archive.addfile(_entry(FILES + name, size), source)
     written.files += 1
     written.bytes += size
