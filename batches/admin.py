@@ -14,7 +14,17 @@ from unfold.decorators import display
 from unfold.utils import display_for_label
 
 from batches import retrying, steering
-from batches.models import Batch, BatchEvent, Provenance, Result, Sample, Shard, StaleTransition
+from batches.models import (
+    Batch,
+    BatchEvent,
+    IntakePause,
+    Provenance,
+    Result,
+    ResultIndex,
+    Sample,
+    Shard,
+    StaleTransition,
+)
 from batches.states import COLOURS, BatchStatus
 from batches.validation import ENDPOINTS
 from batches.webhooks import admin as webhooks
@@ -179,3 +189,22 @@ class ProvenanceAdmin(ReadOnlyAdmin):
     """What answered."""
 
     list_display = ["id", "facts", "created_at"]
+
+
+@admin.register(ResultIndex)
+class ResultIndexAdmin(ReadOnlyAdmin):
+    """Where the lines of ended batches lie in their files."""
+
+    unread = ("entries",)
+    ordering = ["-expires_at"]
+    list_display = ["batch_id", "expires_at"]
+    search_fields = ["batch_id__exact"]
+    search_help_text = "The id of a batch"
+    exclude = ["entries"]
+
+
+@admin.register(IntakePause)
+class IntakePauseAdmin(ReadOnlyAdmin):
+    """Since when no new batch is taken; switched on the console's page System."""
+
+    list_display = ["since", "by"]

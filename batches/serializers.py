@@ -76,7 +76,9 @@ class ProvenanceDict(TypedDict):
     engine_version: str | None
     engine_args: list[str]
     revision: Annotated[str | None, Meta(description="The model hub's commit.")]
-    weights_hash: Annotated[str | None, Meta(description="Of the names, sizes and headers of the weights' files.")]
+    weights_hash: Annotated[
+        str | None, Meta(description="Of the names and sizes of the weights' files, and of blocks spread over each.")
+    ]
     tokenizer_hash: str | None
     chat_template_hash: str | None
     gpu: str | None

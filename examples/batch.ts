@@ -13,7 +13,7 @@ const client = new OpenAI();
 
 // The endpoint is the one that the first line names.
 const content = fs.readFileSync(source, "utf8");
-const endpoint = JSON.parse(content.slice(0, content.indexOf("\n"))).url;
+const endpoint = JSON.parse(content.split("\n", 1)[0]).url;
 
 const file = await client.files.create({ file: fs.createReadStream(source), purpose: "batch" });
 let batch = await client.batches.create({ input_file_id: file.id, endpoint, completion_window: "24h" });

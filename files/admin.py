@@ -2,7 +2,7 @@
 
 from django.contrib import admin
 
-from files.models import File, Upload
+from files.models import File, Upload, UploadPart
 from vbatch_site.admin import ReadOnlyAdmin
 
 
@@ -36,3 +36,13 @@ class UploadAdmin(ReadOnlyAdmin):
     list_select_related = ["project"]
     search_fields = ["id__startswith", "filename__startswith"]
     search_help_text = "The beginning of an id or of a name"
+
+
+@admin.register(UploadPart)
+class UploadPartAdmin(ReadOnlyAdmin):
+    """Bytes on their way into an upload's file."""
+
+    ordering = ["-id"]
+    list_display = ["id", "upload_id", "bytes", "stored", "created_at"]
+    search_fields = ["upload_id__exact"]
+    search_help_text = "The id of an upload"

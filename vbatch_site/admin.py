@@ -29,7 +29,7 @@ from unfold.widgets import UnfoldAdminCheckboxSelectMultipleWidget
 
 from vbatch_site import erasure
 from vbatch_site.console.roles import Right, may
-from vbatch_site.models import ApiKey, AuditEntry, Project, Scope, all_areas
+from vbatch_site.models import ApiKey, AuditEntry, IdempotencyKey, Project, RequestBucket, Scope, Tally, all_areas
 from vbatch_site.openai.auth import is_trusted_network
 
 # Between the issue of a successor and the death of the old key: time to bring the new one to every program.
@@ -279,3 +279,27 @@ class AuditAdmin(ReadOnlyAdmin):
     list_filter = ["via"]
     # The whole id: a part of it could only be found by reading the whole table.
     search_fields = ["object_id__exact"]
+
+
+@admin.register(IdempotencyKey)
+class IdempotencyKeyAdmin(ReadOnlyAdmin):
+    """What clients' keys of requests stand for, for a day."""
+
+    ordering = ["-created_at"]
+    list_display = ["key", "object_id", "project", "created_at"]
+    list_select_related = ["project"]
+
+
+@admin.register(RequestBucket)
+class RequestBucketAdmin(ReadOnlyAdmin):
+    """How much of their requests a minute projects have used."""
+
+    list_display = ["project", "full_at"]
+    list_select_related = ["project"]
+
+
+@admin.register(Tally)
+class TallyAdmin(ReadOnlyAdmin):
+    """What the metrics' counters are added up from."""
+
+    list_display = ["name", "project_id", "model", "label", "value"]

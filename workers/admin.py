@@ -3,7 +3,7 @@
 from django.contrib import admin
 
 from vbatch_site.admin import ReadOnlyAdmin, SiteAdmin
-from workers.models import ServedModel, Service, Worker
+from workers.models import LiveDemand, LiveTraffic, ServedModel, Service, Worker
 
 
 @admin.register(ServedModel)
@@ -32,3 +32,20 @@ class WorkerAdmin(ReadOnlyAdmin):
 
     list_display = ["id", "host", "pid", "started_at", "seen_at", "stopped_at"]
     search_fields = ["id", "host"]
+
+
+@admin.register(LiveDemand)
+class LiveDemandAdmin(ReadOnlyAdmin):
+    """Models that live requests wait for, or waited for lately."""
+
+    list_display = ["model", "since", "wanted_at", "taken_by", "taken_at"]
+    list_select_related = ["model"]
+
+
+@admin.register(LiveTraffic)
+class LiveTrafficAdmin(ReadOnlyAdmin):
+    """What web processes saw of live requests to engines lately."""
+
+    unread = ("first_tokens",)
+    list_display = ["service", "process", "seen_at", "in_flight"]
+    list_select_related = ["service"]

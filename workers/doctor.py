@@ -94,6 +94,12 @@ def look_at_engine() -> Iterable[Finding]:
         yield Finding("engine", FAILED, f"vLLM {version} can't be imported: {said}", "Install vbatch again.")
     else:
         yield Finding("engine", OK, f"vLLM {version}")
+    if not machine.has_compiler():
+        if machine.gpu_count():
+            said = "no C compiler, with which engines build what runs on GPUs"
+            yield Finding("compiler", FAILED, said, "Install gcc, or set CC.")
+        else:
+            yield Finding("compiler", WARNING, "no C++ compiler: engines start sooner and run slower", "Install g++.")
 
 
 def look_at_models() -> Iterable[Finding]:

@@ -1,6 +1,7 @@
 """What this machine is, as far as an engine's arguments depend on it. Pure: no Django."""
 
 import os
+import shutil
 from functools import cache
 from pathlib import Path
 
@@ -31,8 +32,18 @@ def engine_arguments() -> str:
     try:
         words = set(_CPU.read_text().split())
     except OSError:
-        return ""
-    return "" if words & _BFLOAT16_FLAGS else "--dtype float32"
+        words = _BFLOAT16_FLAGS
+    arguments = [] if words & _BFLOAT16_FLAGS else ["--dtype", "float32"]
+    # What torch would compile for a processor it compiles with this, and without it no model loads.
+    if not has_compiler():
+        arguments.append("--enforce-eager")
+    return " ".join(arguments)
+
+
+def has_compiler() -> bool:
+    """Return whether what engines here compile can be compiled: for GPUs that is C, for processors C++."""
+    names = (os.environ.get("CC"), "gcc", "clang") if gpu_count() else (os.environ.get("CXX", "g++"),)
+    return any(name and shutil.which(name) for name in names)
 
 
 def engine_environment() -> dict[str, str]:

@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+import pytest
+
 from batches import wire
 from workers.failures import Failure
 
@@ -40,6 +42,28 @@ def test_tokens_that_no_row_holds_are_not_counted() -> None:
     usage = b'{"usage": {"prompt_tokens": %d, "completion_tokens": %d, "prompt_tokens_details": {"cached_tokens": %d}}}'
     assert wire.read_usage(usage % (-1, 2**31, -2)) == wire.Usage()
     assert wire.read_usage(usage % (3, 2**31 - 1, 1)) == wire.Usage(3, 1, 2**31 - 1)
+
+
+@pytest.mark.parametrize(
+    ("page", "sources"),
+    [
+        ("webhooks", ["batches/webhooks"]),
+        ("live", ["workers/live"]),
+        ("services", ["workers/services_api", "workers/orders.py", "workers/recipes.py"]),
+    ],
+)
+def test_codes_of_their_own_are_on_the_pages_of_webhooks_live_requests_and_services(
+    page: str, sources: list[str]
+) -> None:
+    paths = [path for source in sources for path in [ROOT / source, *(ROOT / source).rglob("*.py")] if path.is_file()]
+    text = "\n".join(path.read_text() for path in paths)
+    pairs = re.findall(r'\bcode="([a-z_]+)"|_not_now\([^"]+"([a-z_]+)"', text)
+    # A recipe's refusal ends with its code.
+    codes = {one or other for one, other in pairs}
+    codes |= set(re.findall(r'RecipeError\((?:[^()]|\([^()]*\))*?"([a-z_]+)",?\s*\)', text))
+    listed = set(re.findall(r"`([a-z_]+)`", (ROOT / "docs" / f"{page}.md").read_text()))
+    assert codes - _codes_in_the_code() - listed == set()
+    assert codes
 
 
 def test_no_code_is_made_in_a_way_that_the_search_does_not_see() -> None:

@@ -15,6 +15,7 @@ from batches.webhooks.payload import EVENT_TYPES, PROGRESS_STEPS
 from batches.webhooks.retries import GIVE_UP_AFTER, LONGEST_WAIT
 from batches.webhooks.urls import urlpatterns
 from vbatch_site.tests.contract.test_sdks import SDKS
+from vbatch_site.tests.pages import untyped
 
 PAGE = (Path(__file__).resolve().parent.parent.parent / "docs" / "webhooks.md").read_text()
 PYTHON, TYPESCRIPT = (re.findall(rf"```{kind}\n(.*?)```", PAGE, re.DOTALL) for kind in ("python", "typescript"))
@@ -46,7 +47,7 @@ def test_the_typescript_code_takes_a_delivery_and_refuses_a_forged_one(
     SDKS["node"](folder)
     script = folder / f"page-{TYPESCRIPT.index(block)}.mjs"
     script.write_text(
-        block
+        untyped(block)
         + """
 const { body, headers, secret } = JSON.parse(process.argv[2]);
 const event = await readEvent(body, headers, secret);

@@ -68,6 +68,11 @@ def blocks(page: Path) -> list[Block]:
     return found
 
 
+def untyped(typescript: str) -> str:
+    """Return a block without the types of its parameters, which not every node knows."""
+    return re.sub(r"(\w): (?:string|Record<string, string>)(?=[,)])", r"\1", typescript)
+
+
 def prose(page: Path) -> str:
     """Return a page without its fenced blocks."""
     return _FENCE.sub("", page.read_text())

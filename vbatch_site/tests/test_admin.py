@@ -4,7 +4,7 @@ import re
 from datetime import timedelta
 
 import pytest
-from django.contrib import admin
+from django.apps import apps
 from django.contrib.auth import get_user_model
 from django.test import Client
 
@@ -14,7 +14,7 @@ from vbatch_site.models import ApiKey, Project
 
 pytestmark = pytest.mark.django_db
 
-OURS = [m for m in admin.site._registry if m._meta.app_label in ("vbatch_site", "files", "batches", "workers")]
+OURS = [m for m in apps.get_models() if m._meta.app_label in ("vbatch_site", "files", "batches", "workers")]
 
 
 @pytest.fixture

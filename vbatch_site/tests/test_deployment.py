@@ -160,6 +160,11 @@ def test_the_dockerfile_copies_what_exists_and_all_that_the_wheel_needs() -> Non
     assert f"readonly {name[1]}=" in (ROOT / "scripts" / "setup").read_text()
 
 
+def test_hadolint_has_nothing_to_say_about_the_dockerfile() -> None:
+    done = subprocess.run([BIN / "hadolint", DEPLOY / "Dockerfile"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, ""), done.stdout + done.stderr
+
+
 def _compose() -> dict[str, Any]:
     loaded: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
     return loaded

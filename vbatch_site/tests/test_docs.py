@@ -15,9 +15,44 @@ PAGES = pages()
 
 
 def test_every_setting_is_in_the_readme_and_nothing_else_is() -> None:
-    read = set(re.findall(r'"((?:VBATCH|DATABASE)_[A-Z_]+)"', (ROOT / "vbatch_site" / "settings.py").read_text()))
-    table = set(re.findall(r"^\| `([A-Z_]+)` \|", README, re.MULTILINE))
+    read = set(re.findall(r'"((?:VBATCH|DATABASE)_[A-Z0-9_]+)"', (ROOT / "vbatch_site" / "settings.py").read_text()))
+    table = set(re.findall(r"^\| `([A-Z0-9_]+)` \|", README, re.MULTILINE))
     assert table == read
+
+
+_READ = re.compile(r'env_(\w+)\(\s*"([A-Z_0-9]+)"(?:, "?(?:default=)?([^",)]*))?')
+# What the table says where the code says nothing.
+_UNSAID = {"str": "empty", "bool": "off", "object": "{}"}
+# The default depends on the machine, or is no single value.
+_IN_WORDS = {"VBATCH_GPU_WORKERS", "VBATCH_PROJECT_LIMITS"}
+
+
+def test_the_defaults_in_the_readme_are_those_of_the_code() -> None:
+    table = dict(re.findall(r"^\| `([A-Z_0-9]+)` \| `?([^|`]*?)`? \|", README, re.MULTILINE))
+    read = _READ.findall((ROOT / "vbatch_site" / "settings.py").read_text())
+    assert len(read) > 30
+    for kind, name, default in read:
+        wanted = {"": _UNSAID.get(kind), "True": "on"}.get(default, default)
+        assert name in _IN_WORDS or table[name].split(",")[0] == wanted, name
+
+
+def test_a_figure_of_a_benchmark_stands_in_the_benchmarks_table() -> None:
+    table = ROOT / "benchmarks" / "README.md"
+    measured = set(re.findall(r"\d(?:[\d.,]*\d)?", table.read_text()))
+    said = {
+        (name_of(page), figure)
+        for page in PAGES
+        for text in re.findall(r"\[([^\]]*)\]\((?:\.\./)?benchmarks/README\.md\)", page.read_text())
+        for figure in re.findall(r"\d(?:[\d.,]*\d)?", text)
+    }
+    assert len(said) > 20
+    assert [each for each in sorted(said) if each[1] not in measured] == []
+
+
+def test_every_benchmark_is_in_the_table() -> None:
+    table = (ROOT / "benchmarks" / "README.md").read_text()
+    scripts = {path.name for path in (ROOT / "benchmarks").glob("*.py")} - {"workloads.py"}
+    assert {name for name in scripts if f"| `{name}` |" not in table} == set()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

@@ -22,7 +22,7 @@ from batches.validation import RUNNABLE
 from batches.webhooks import signing
 from vbatch_site.tests.contract.test_sdks import SDKS
 from vbatch_site.tests.node import cannot
-from vbatch_site.tests.pages import ROOT, TRIED, Block, blocks, name_of, pages
+from vbatch_site.tests.pages import ROOT, TRIED, Block, blocks, name_of, pages, untyped
 from vbatch_site.tests.servers import Server, chat_line, free_port, wait_until
 
 SECONDS = 180  # for one page or program, on a busy machine
@@ -147,7 +147,7 @@ def _shell(block: Block, folder: Path, world: World) -> str:
 def _node(block: Block, folder: Path, world: World) -> str:
     # Node looks for packages beside the script.
     script = world.node / f"page-{block.page.replace('/', '-')}-{block.line}.mjs"
-    script.write_text(world.filled_in(block.text))
+    script.write_text(untyped(world.filled_in(block.text)))
     try:
         return _run(["node", str(script)], folder, {**os.environ, **world.names}, f"{block.page}:{block.line}")
     finally:

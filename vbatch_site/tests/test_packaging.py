@@ -1,5 +1,6 @@
 """The wheel has everything: it is installed alone, and runs in an empty folder."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -74,5 +75,12 @@ def test_an_installed_wheel_serves_in_an_empty_folder(wheel: Path, tmp_path: Pat
             status, _, content = server.request("GET", path, key=None)
             assert (status, bool(content)) == (200, True), path
         assert server.request("GET", "/api/v1/recipes")[0] == 200
-    assert {path.name for path in tmp_path.iterdir()} == {"venv", "var"}
+    # That server was killed; a file is run without one.
+    (tmp_path / "in.jsonl").write_text(chat_line("a") + chat_line("b", "[[sim:400]]"))
+    command = [*server.command()[:-1], "run_batch", "in.jsonl", "-o", "out.jsonl"]
+    ran = subprocess.run(command, cwd=tmp_path, env=server.env, capture_output=True, text=True, timeout=120)
+    assert (ran.returncode, "1 of 2 answered, 1 failed" in ran.stderr) == (1, True), ran.stderr
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [(line["custom_id"], line["response"]["status_code"]) for line in lines] == [("a", 200), ("b", 400)]
+    assert {path.name for path in tmp_path.iterdir()} == {"venv", "var", "in.jsonl", "out.jsonl"}
     assert not (site / "staticfiles").exists()

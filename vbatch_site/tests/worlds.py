@@ -124,11 +124,12 @@ from django.db.models import F
 from django.utils import timezone
 from batches.models import Batch, BatchEvent, Sample
 from batches.samples import stretch
+from files.models import File
 now, chance = timezone.now(), Random(7)
 b = Batch.objects.get(pk={batch!r})
 began, done, tokens = stretch(now - timedelta(minutes=38)), 0, 0
 for i in range(38 * 6 + 1):
-    rate = 19 + 3 * sin(i / 31) + chance.gauss(0, 0.7)
+    rate = 12 + 2 * sin(i / 31) + chance.gauss(0, 0.5)
     if 70 <= i < 78:
         rate = 1 if i > 72 else 0
     lines = max(int(10 * rate), 0)
@@ -140,11 +141,13 @@ for i in range(38 * 6 + 1):
         )
     done, tokens = done + lines, tokens + lines
 Batch.objects.filter(pk=b.pk).update(
-    created_at=began - timedelta(seconds=3), in_progress_at=began, total=F("total") + done + 20000,
+    created_at=began - timedelta(seconds=3), in_progress_at=began, total=F("total") + done + 12000,
     completed=F("completed") + done - 37, failed=37, input_tokens=F("input_tokens") + tokens * 310,
     output_tokens=F("output_tokens") + tokens * 96, cached_tokens=F("cached_tokens") + tokens * 180,
     expires_at=began + timedelta(hours=24),
 )
+# As large a file as so many lines have.
+File.objects.filter(pk=b.input_file_id).update(bytes=F("bytes") * 5)
 b.events.filter(status="validating").update(at=began - timedelta(seconds=3))
 b.events.filter(status="in_progress").update(at=began)
 for kind, i in (("pause", 70), ("resume", 78)):

@@ -24,6 +24,7 @@ from vbatch_site.models import Project
 from vbatch_site.openai.errors import ApiError
 from vbatch_site.supervisor import cluster, running
 from workers.models import Worker
+from workers.repair import killed
 
 POLL_SECONDS = 0.5
 ALIVE = timedelta(seconds=10)  # a worker that said something this recently is at work
@@ -42,6 +43,9 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         """Run the file; exit with 1 when it did not validate or a line failed."""
         call_command("migrate", interactive=False, verbosity=0)
+        # A server that was killed a moment ago does no work, whatever its last sign of life says.
+        for said in killed():
+            self.stderr.write(f"repaired: {said}")
         batch = self.begin(options["input"], options["model"])
         # A server on this home does the work; without one the clusters are ours for the while.
         alive = Worker.objects.filter(stopped_at=None, seen_at__gt=timezone.now() - ALIVE).exists()
