@@ -75,7 +75,7 @@ def filtered(query: Query) -> QuerySet[Batch]:
         rows = rows.filter(
             project_id=Project.objects.filter(name=query["project"]).values_list("pk", flat=True).first() or 0
         )
-    if query["key"].isdigit():
+    if query["key"].isdecimal():
         rows = rows.filter(api_key_id=min(int(query["key"]), 2**63 - 1))
     if query["failures"]:
         rows = rows.filter(failed__gt=0)

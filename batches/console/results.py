@@ -205,7 +205,7 @@ def _rows(batch: Batch, kind: str, code: str, text: str) -> Any:
         rows = rows.filter(succeeded)
     elif kind == "failed" or code:
         rows = rows.exclude(succeeded)
-    if code.startswith("http_") and code[5:].isdigit():
+    if code.startswith("http_") and code[5:].isdecimal():
         rows = rows.filter(error_code="", status_code=int(code[5:]))
     elif code:
         rows = rows.filter(error_code=code)
@@ -309,7 +309,7 @@ def _cut(value: Any) -> tuple[str, bool]:
 
 
 def _start(query: Query) -> int:
-    return (int(query["page"]) - 1) * PAGE_LINES if query["page"].isdigit() and 0 < int(query["page"]) < 10**7 else 0
+    return (int(query["page"]) - 1) * PAGE_LINES if query["page"].isdecimal() and 0 < int(query["page"]) < 10**7 else 0
 
 
 @page()

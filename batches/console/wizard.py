@@ -109,7 +109,7 @@ def read_form(form: Any, file_id: str) -> Json:
     if metadata := _metadata(form.get("metadata", "")):
         body["metadata"] = metadata
     if (priority := form.get("priority", "").strip()) not in ("", "0"):
-        if not priority.lstrip("-").isdigit():
+        if not priority.removeprefix("-").isdecimal():
             raise ApiError("The priority is a whole number from -100 to 100.", param="priority")
         body["priority"] = int(priority)
     if form.get("on_invalid_line") not in (None, "", "fail"):

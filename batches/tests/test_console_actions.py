@@ -44,6 +44,20 @@ def test_the_wizard_shows_prompts_to_nobody_who_may_not_see_them_and_survives_an
     assert (page.status_code, SECRET in page.content.decode()) == (200, False)
 
 
+def test_what_only_looks_like_a_number_is_none(operator: Client) -> None:
+    batch = ended()
+    for url in (
+        "/console/batches?key=²",
+        f"/console/batches/{batch.pk}/results?page=²&code=http_²",
+        f"/console/files/{batch.input_file_id}?line=²",
+    ):
+        assert operator.get(url).status_code == 200, url
+    form = {"endpoint": "/v1/chat/completions", "completion_window": "24h"}
+    for priority in ("²", "--5", "-"):
+        url = f"/console/batches/new/{batch.input_file_id}/confirm"
+        assert operator.post(url, {**form, "priority": priority}).status_code == 422, priority
+
+
 def test_a_mistake_in_the_wizard_keeps_what_was_typed(operator: Client) -> None:
     file = stored(chat_line("a"))
     form = {"endpoint": "/v1/chat/completions", "completion_window": "7h", "metadata": "kept=yes"}

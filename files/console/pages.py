@@ -131,7 +131,7 @@ def detail(request: HttpRequest, file_id: str) -> HttpResponse:
     sees = may(request.user, Right.PROMPTS)
     head, tail = ends(file) if sees else ([], [])
     wanted = request.GET.get("line", "")
-    number = int(wanted) if wanted.isdigit() and len(wanted) < 9 else 0
+    number = int(wanted) if wanted.isdecimal() and len(wanted) < 9 else 0
     needed = [use for use in uses if use.active]
     context = {
         "title": file.filename,
