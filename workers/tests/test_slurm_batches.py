@@ -79,23 +79,26 @@ def test_lines_of_a_cancelled_service_go_elsewhere(settings: dict[str, str], new
 def test_no_line_is_started_that_the_time_limit_would_cut_off(
     settings: dict[str, str], new_home: Path, slurm: Cluster
 ) -> None:
-    settings |= {"VBATCH_SLURM_MAX": "1", "VBATCH_SIM_LATENCY_MS": "1500", "VBATCH_SIM_LINES_PER_SECOND": "60"}
+    # Too many to be done before the end, of which a busy machine may hear seconds late.
+    settings |= {"VBATCH_SLURM_MAX": "1", "VBATCH_SIM_LATENCY_MS": "1500", "VBATCH_SIM_LINES_PER_SECOND": "40"}
     count = 600
     with Server(new_home, **settings) as server:
         batch_id = server.create(_lines(count))
         wait_until(lambda: server.batch(batch_id)["request_counts"]["completed"] > 60)
         first = next(s for s in _services(server) if s[3])
-        end = datetime.now() + timedelta(seconds=10)  # noqa: DTZ005 (SLURM reads local time)
+        end = datetime.now() + timedelta(seconds=16)  # noqa: DTZ005 (SLURM reads local time)
         slurm.ask("scontrol", "update", f"JobId={first[0]}", f"EndTime={end:%Y-%m-%dT%H:%M:%S}")
         wait_until(lambda: first[0] in [s[0] for s in _services(server) if not s[3]], step=0.1)
         let_go_at = datetime.now(UTC)
         ends_at = next(s[4] for s in _services(server) if s[0] == first[0])
         assert let_go_at < ends_at
-        batch = server.wait(batch_id, 180)
-        _check(server, batch, count)
-        # None was aborted to be run again.
-        assert len(server.requests_seen()) == count
-        assert len(_services(server)) >= 2
+        # Its successor would do the rest, but comes only when SLURM has noticed the end, half a minute later.
+        server.request("POST", f"/v1/batches/{batch_id}/cancel")
+        output, errors = server.lines(server.wait(batch_id))
+        # None was aborted to be run again, and there were some that were left.
+        assert Counter(server.requests_seen()) == Counter(line["custom_id"] for line in output)
+        assert {line["error"]["code"] for line in errors} == {"batch_cancelled"}
+        assert len(output) + len(errors) == count
 
 
 def test_a_line_that_kills_engines_fails_alone(settings: dict[str, str], new_home: Path) -> None:
