@@ -9,6 +9,10 @@ from pathlib import Path
 # (116 against 25 tokens/s on two cores of an EPYC, SmolLM2-135M).
 _BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
 
+# Of the memory that is free when an engine starts on the processor, what it takes for its weights and its cache. Left
+# alone vLLM takes 92 % of all there is, and refuses to start where less is free. Its argument speaks of a GPU here too.
+_MEMORY_SHARE = 0.5
+
 # vLLM keeps one core from the model, for its scheduler. On so few cores that is too much: with both at work two cores
 # answered 3.59 requests/s instead of 2.27 (benchmarks/README.md).
 _FEW_CORES = 2
@@ -24,20 +28,27 @@ def gpu_count() -> int:
     return len(list(_NVIDIA.glob("*")))
 
 
-@cache
 def engine_arguments() -> str:
     """Return arguments that every engine on this machine starts with; all others come after them and win."""
     if gpu_count():
         return ""
-    try:
-        words = set(_CPU.read_text().split())
-    except OSError:
-        words = _BFLOAT16_FLAGS
-    arguments = [] if words & _BFLOAT16_FLAGS else ["--dtype", "float32"]
+    # In tenths, so that an engine which is loaded again mostly has the same arguments.
+    share = max(1, int(free_memory() * _MEMORY_SHARE * 10)) / 10
+    arguments = ["--gpu-memory-utilization", f"{share}"]
+    if _lacks_bfloat16():
+        arguments += ["--dtype", "float32"]
     # What torch would compile for a processor it compiles with this, and without it no model loads.
     if not has_compiler():
         arguments.append("--enforce-eager")
     return " ".join(arguments)
+
+
+@cache
+def _lacks_bfloat16() -> bool:
+    try:
+        return not set(_CPU.read_text().split()) & _BFLOAT16_FLAGS
+    except OSError:
+        return False
 
 
 def has_compiler() -> bool:
