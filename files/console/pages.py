@@ -185,8 +185,8 @@ def _line(file: File, number: int) -> str | None:
     try:
         with storage.opened(file.path) as stream:
             for at, _, raw in iter_lines(stream):
-                if at == number:
-                    return (raw or b"").decode("utf-8", "replace")[:_LINE_CHARACTERS]
+                if at >= number:
+                    return "" if at > number else (raw or b"").decode("utf-8", "replace")[:_LINE_CHARACTERS]
     except FileNotFoundError:
         pass
     return None

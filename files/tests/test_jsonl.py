@@ -8,16 +8,34 @@ from files import jsonl
 
 
 @pytest.mark.parametrize("block", [1, 2, 3, 7, 1000])
-@pytest.mark.parametrize("text", [b"", b"a", b"a\n", b"a\nbb\n\nccc", b"\n\n", b"a\r\nb\r\n", "é\n日本\n".encode()])
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"a",
+        b"a\n",
+        b"a\nbb\n\nccc",
+        b"\n\n",
+        b"a\r\nb\r\n",
+        "é\n日本\n".encode(),
+        b"\n \n\t\na \n\n  b\n\n \n",
+        b"a\n\n \r",
+    ],
+)
 def test_every_line_has_its_number_offset_and_bytes(text: bytes, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jsonl, "BLOCK", block)
+    lines, wanted, offset = [line + b"\n" for line in text.removesuffix(b"\n").split(b"\n")] if text else [], [], 0
+    for number, line in enumerate(lines, 1):
+        if line.strip() or number == len(lines):
+            wanted.append((number, offset, line.removesuffix(b"\n")))
+        offset += len(line)
+    assert list(jsonl.iter_lines(io.BytesIO(text))) == wanted
+
+
+def test_blank_lines_cost_nothing_but_their_bytes() -> None:
+    text = b"a\n" + b" \n\n" * (2 << 20) + b"b\n" + b"\n" * (4 << 20)
     found = list(jsonl.iter_lines(io.BytesIO(text)))
-    assert [raw for _, _, raw in found] == text.split(b"\n")[: len(found)]
-    assert b"\n".join(raw for _, _, raw in found if raw is not None) == text.removesuffix(b"\n")
-    for number, (reported, offset, raw) in enumerate(found, 1):
-        assert reported == number
-        assert raw is not None
-        assert text[offset : offset + len(raw)] == raw
+    assert found == [(1, 0, b"a"), ((4 << 20) + 2, (6 << 20) + 2, b"b"), ((8 << 20) + 2, len(text) - 1, b"")]
 
 
 @pytest.mark.parametrize("block", [1, 4, 1000])
