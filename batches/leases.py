@@ -27,6 +27,7 @@ from batches.planning import PlannedLine, unpack
 from batches.signals import let_go, progressed
 from batches.states import OPEN_SHARDS, BatchStatus, ShardState
 from files.models import File
+from vbatch_site import clock
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,7 @@ def _claimable() -> Q:
     return Q(state=ShardState.PENDING) | (Q(state=ShardState.LEASED) & ~_live())
 
 
-def waiting(now: datetime) -> list[Waiting]:
+def waiting() -> list[Waiting]:
     """Return the open work of each running batch and model, oldest batch first."""
     with connection.cursor() as cursor:
         cursor.execute(
@@ -80,11 +81,11 @@ def waiting(now: datetime) -> list[Waiting]:
               JOIN vbatch_site_project p ON p.id = b.project_id
              CROSS JOIN LATERAL (SELECT s.lease_expires_at BETWEEN statement_timestamp()
                    AND statement_timestamp() + make_interval(secs => 2 * %(term)s)) l(is_live)
-             WHERE b.status = 'in_progress' AND b.paused_at IS NULL AND b.expires_at > %(now)s
+             WHERE b.status = 'in_progress' AND b.paused_at IS NULL AND b.expires_at > statement_timestamp()
                AND s.state IN ('pending', 'leased')
              GROUP BY b.id, s.model, p.weight ORDER BY b.created_at, b.id
             """,
-            {"now": now, "term": settings.VBATCH_LEASE_SECONDS},
+            {"term": settings.VBATCH_LEASE_SECONDS},
         )
         names = [column.name for column in fields(Waiting)]
         return [Waiting(**dict(zip(names, row, strict=True))) for row in cursor.fetchall()]
@@ -92,7 +93,7 @@ def waiting(now: datetime) -> list[Waiting]:
 
 def claim(batch_id: str, model: str, holder: str) -> Lease | None:
     """Take the batch's next shard for the model, or return None when others were faster."""
-    now = timezone.now()
+    now = clock.now()
     with transaction.atomic():
         shard = (
             Shard.objects.filter(_claimable(), batch_id=batch_id, model=model, state__in=OPEN_SHARDS)
@@ -138,7 +139,6 @@ def claim(batch_id: str, model: str, holder: str) -> Lease | None:
         expires_at=batch.expires_at,
         lines=lines,
         holder=holder,
-        claimed_at=now,
     )
 
 

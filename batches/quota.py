@@ -14,6 +14,7 @@ from vbatch_site import limits
 from vbatch_site.models import Project
 
 _HOUR = timedelta(hours=1)
+_CLOCKS_DIFFER = timedelta(minutes=1)  # at most, between two hosts
 
 # The cap is on the size of the line, not on the bill, so a rough count will do: no tokenizer is loaded here.
 _BYTES_PER_TOKEN = 4
@@ -28,7 +29,9 @@ def check_batch_rate(project: Project) -> None:
         return
     limits.lock(project)
     now = timezone.now()
-    recent = Batch.objects.filter(project=project, created_at__gt=now - _HOUR).order_by("-created_at")
+    # What was made later than now was made before the clock was set back.
+    recent = Batch.objects.filter(project=project, created_at__range=(now - _HOUR, now + _CLOCKS_DIFFER))
+    recent = recent.order_by("-created_at")
     # The one that has to leave the hour before the next may come.
     oldest = recent.values_list("created_at", flat=True)[limit - 1 : limit].first()
     if oldest is not None:

@@ -138,6 +138,10 @@ def _rates(batch: Batch, recent: Sequence[progress.Sample], now: datetime) -> Ra
     if batch.status in TERMINAL:
         end = batch.finalizing_at or batch.cancelling_at or getattr(batch, timestamp_field(BatchStatus(batch.status)))
     started, done = batch.in_progress_at.timestamp(), batch.completed + batch.failed - batch.carried
+    if started > end.timestamp():
+        # The clock was set back since: what was done after that is all that has a time.
+        past = [sample for sample in recent if sample.at <= end.timestamp()]
+        started, done = past[0].at if past else end.timestamp(), sum(sample.lines for sample in past)
     found = progress.rates(recent, started, end.timestamp(), max(done, 0))
     return Rates(0.0, found.since_start) if batch.status in TERMINAL else found
 
@@ -154,8 +158,9 @@ def _ends(batches: dict[str, Batch], queued: Sequence[Queued], now: datetime) ->
         batch = batches[row.batch_id]
         started = (batch.in_progress_at or now).timestamp()
         if own[row.batch_id]:
-            # What came before a pause or a long wait says nothing about the pace.
-            started = max(started, own[row.batch_id][0].at)
+            # What came before a pause or a long wait, or before the clock was set back, says nothing about the pace.
+            first = own[row.batch_id][0].at
+            started = first if started > seconds else max(started, first)
         span = progress.time_left(own[row.batch_id], started, seconds, row.lines)
         if span is None and not own[row.batch_id]:
             learned = _learned(queued, now) if learned is None else learned

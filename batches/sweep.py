@@ -1,10 +1,10 @@
 """Repair by the clock: what a crash, a lost task or a passed deadline left behind goes on from here."""
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from django.db import transaction
 from django.db.models import Q
-from django.utils import timezone
+from django_q.models import Schedule
 
 from batches import doorbell, line_index
 from batches.finalize import purge
@@ -14,11 +14,12 @@ from batches.states import TERMINAL, WAITS_FOR_TASK, BatchStatus
 from batches.webhooks import deliveries
 from files import parts, storage
 from files.models import ARRIVAL_TIME, File
-from vbatch_site import erasure, retention
+from vbatch_site import clock, erasure, retention
 
 # A task that has not moved its batch for this long may be lost; ringing again costs one query if it is not.
 RING_AGAIN = timedelta(seconds=15)
 RINGS_AT_ONCE = 500
+_SCHEDULED_AHEAD = timedelta(minutes=3)  # more than a schedule of each minute ever is, while clocks agree to a minute
 
 
 def sweep() -> None:
@@ -29,8 +30,9 @@ def sweep() -> None:
             ring_again()
             purge_ended()
             storage.delete_abandoned(ARRIVAL_TIME.total_seconds())
-            retention.sweep(timezone.now())
-            deliveries.sweep(timezone.now())
+            retention.sweep(clock.ask())
+            deliveries.sweep(clock.ask())
+            _keep_schedule(clock.ask())
             # Last: a storage that is away, or holds on to a file, keeps nothing else from being done.
             _remove_files()
 
@@ -40,13 +42,19 @@ def _remove_files() -> None:
     with batch_lock(REMOVING) as mine:
         if mine:
             delete_unneeded_bytes()
-            parts.sweep(timezone.now())
+            parts.sweep(clock.ask())
             erasure.sweep()
+
+
+def _keep_schedule(now: datetime) -> None:
+    """Let what runs once a minute do so after the clock was set back, too."""
+    every_minute = Schedule.objects.filter(schedule_type=Schedule.MINUTES, minutes=1)
+    every_minute.filter(next_run__gt=now + _SCHEDULED_AHEAD).update(next_run=now)
 
 
 def expire_overdue() -> None:
     """End batches whose completion window has passed."""
-    for batch in Batch.objects.overdue(timezone.now()):
+    for batch in Batch.objects.overdue(clock.ask()):
         try:
             with transaction.atomic():
                 if batch.status == BatchStatus.VALIDATING:
@@ -60,7 +68,7 @@ def expire_overdue() -> None:
 
 def ring_again(patience: timedelta = RING_AGAIN) -> None:
     """Ring for batches that wait for a task which may be lost."""
-    now = timezone.now()
+    now = clock.ask()
     # One that was rung in the future was rung before the clock was set back.
     lately = Q(rung_at__range=(now - patience, now + RING_AGAIN))
     for batch in Batch.objects.filter(~lately, status__in=WAITS_FOR_TASK).order_by("rung_at")[:RINGS_AT_ONCE]:
@@ -81,7 +89,7 @@ def purge_ended() -> None:
 
 def delete_unneeded_bytes() -> None:
     """Delete expired files, and the bytes of deleted ones that no running batch reads."""
-    now = timezone.now()
+    now = clock.ask()
     ResultIndex.objects.filter(expires_at__lte=now).delete()
     File.objects.expired(now).update(deleted_at=now)
     in_use = Batch.objects.exclude(status__in=TERMINAL).values("input_file_id")

@@ -43,6 +43,7 @@ class _EngineUsage(msgspec.Struct):
 class _Answer(msgspec.Struct):
     usage: _EngineUsage | None = None
     error: msgspec.Raw | None = None
+    object: str | None = None
 
 
 # A stopping vLLM ends running requests with this; unescaped quotes can't be part of a generated text.
@@ -56,13 +57,19 @@ class NotAnAnswer(ValueError):
 
 
 def read_usage(body: bytes) -> Usage:
-    """Return the tokens that an answer reports; raise NotAnAnswer when it is no JSON object or carries an error."""
+    """Return the tokens that an answer reports.
+
+    Raises NotAnAnswer when it is no JSON object, carries an error, or is not UTF-8.
+    """
     try:
         answer = _answer_decoder.decode(body)
-    except (msgspec.MsgspecError, RecursionError) as error:
+        if not body.isascii():
+            # Strings that are not asked for are not looked at, and one bad byte spoils the whole file for readers.
+            body.decode()
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
         raise NotAnAnswer(str(error)) from None
-    # The responses endpoint has `"error": null` in a good answer.
-    if answer.error is not None and bytes(answer.error) != b"null":
+    # The responses endpoint has `"error": null` in a good answer; older engines call an error an object.
+    if (answer.error is not None and bytes(answer.error) != b"null") or answer.object == "error":
         raise NotAnAnswer("an error with status 200")
     if _ABORTED in body:
         raise NotAnAnswer("aborted by the engine")

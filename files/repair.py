@@ -11,6 +11,8 @@ from files.models import File, UploadPart
 # Another host may be at work on the same storage. From its row to its bytes a file takes seconds, or minutes if it is
 # joined from parts; the sweep, which nobody asks for, waits a day.
 UNFINISHED = timedelta(hours=1)
+# A batch may run whose file was deleted in this time to come.
+CLOCK_SET_BACK = timedelta(hours=2)
 
 
 def leftovers() -> Iterable[str]:
@@ -18,8 +20,8 @@ def leftovers() -> Iterable[str]:
     if count := storage.delete_abandoned(UNFINISHED.total_seconds()):
         yield f"removed temporary files that nobody was writing any more: {count}"
     now = timezone.now()
-    # A file on its way has its end in the future.
-    never_arrived = list(File.objects.filter(deleted_at__gt=now, created_at__lte=now - UNFINISHED))
+    # A file on its way has its end in the future, and one that was deleted before the clock was set back.
+    never_arrived = list(File.objects.filter(deleted_at__gt=now + CLOCK_SET_BACK, created_at__lte=now - UNFINISHED))
     for file in never_arrived:
         uploads.discard(file)
     if never_arrived:

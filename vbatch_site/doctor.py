@@ -93,7 +93,7 @@ def look_at_database() -> Iterable[Finding]:
 
 
 def look_at_clock() -> Iterable[Finding]:
-    """Hold this host's clock against the database's: leases run out by both."""
+    """Hold this host's clock against the database's: what is written down here is timed by it."""
     with connection.cursor() as cursor:
         before = time.time()
         cursor.execute("SELECT extract(epoch FROM clock_timestamp())::float8")

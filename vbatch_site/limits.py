@@ -16,12 +16,18 @@ RATE_LIMITED = "rate_limit_exceeded"
 
 _NOW = "(EXTRACT(EPOCH FROM statement_timestamp()) * 1000000)::bigint"
 
+# When a bucket will be full again, or now where it is; what is further off than a bucket takes was so before the
+# database's clock was set back.
+_FULL_AT = f"""
+    CASE WHEN bucket.full_at BETWEEN {_NOW} AND {_NOW} + {2 * _MINUTE} THEN bucket.full_at ELSE {_NOW} END
+"""
+
 # A full bucket of N requests that refills at N a minute, kept as one number: when it will be full again. One statement
 # takes a request, and the row's lock makes it exact between processes.
 _TAKE = f"""
     INSERT INTO vbatch_site_requestbucket AS bucket (project_id, full_at) VALUES (%(project)s, {_NOW} + %(step)s)
-    ON CONFLICT (project_id) DO UPDATE SET full_at = GREATEST(bucket.full_at, {_NOW}) + %(step)s
-    WHERE GREATEST(bucket.full_at, {_NOW}) + %(step)s - {_NOW} <= %(size)s
+    ON CONFLICT (project_id) DO UPDATE SET full_at = {_FULL_AT} + %(step)s
+    WHERE {_FULL_AT} + %(step)s - {_NOW} <= %(size)s
     RETURNING full_at - {_NOW}
 """  # noqa: S608 (text of our own)
 _LOOK = f"SELECT full_at - {_NOW} FROM vbatch_site_requestbucket WHERE project_id = %(project)s"  # noqa: S608

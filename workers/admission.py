@@ -70,6 +70,10 @@ class Admission:
 
     def look(self, traffic: Traffic, lines: int, now: float) -> None:
         """Set the limit by what is known at a unix time, with so many lines in flight; called about once a second."""
+        if self._read_to > now + WINDOW_SECONDS:
+            # The clock was set back: what comes from now on is newer all the same.
+            self._read_to = self._known_at = -math.inf
+            self._recent.clear()
         fresh = [(at, seconds) for at, seconds in sorted(traffic.first_tokens) if at > self._read_to]
         if fresh:
             self._read_to = self._known_at = fresh[-1][0]

@@ -28,6 +28,7 @@ class WorkersConfig(AppConfig):
         post_spawn.connect(process.start_runner, dispatch_uid="workers.start_runner")
         site_repair.register(repair.killed)
         site_doctor.register("clusters", doctor.look_at_clusters)
+        site_doctor.register("input files", doctor.look_at_inputs)
         site_doctor.register("engine", doctor.look_at_engine)
         site_doctor.register("models", doctor.look_at_models)
         site_doctor.register("GPU", doctor.look_at_gpus)

@@ -12,6 +12,7 @@ from django.conf import settings
 from django.utils import timezone
 
 from batches.demand import Waiting
+from vbatch_site import clock
 from workers import services
 from workers.client import EngineClient
 from workers.engine import EngineSpec
@@ -81,7 +82,7 @@ class AttachedSlot(Slot):
         self._needed = False
         self._slowest = 0.0
         process = AttachedEngine(row)
-        self.engine, self.since = Engine(process, process.client, row.pk), timezone.now()
+        self.engine, self.since = Engine(process, process.client, row.pk), clock.now()
         logger.info("service attached", extra={"action": "attach", "model": model, "service": row.job_id})
 
     async def refresh(self) -> Slot:

@@ -15,6 +15,9 @@ from httptools import HttpParserError, HttpResponseParser
 CONNECT_SECONDS = 30.0
 # Less than the five seconds after which vLLM closes an idle connection: one that is just being closed loses a request.
 KEEP_ALIVE_SECONDS = 3.0
+# The longest answer: a row of the database takes four times as much, and an engine without an end must not take all
+# memory.
+MOST_BYTES = 256 << 20
 
 
 class Lost(Exception):
@@ -29,6 +32,7 @@ class _Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._parser = HttpResponseParser(self)
         self._parts: list[bytes] = []
+        self._size = 0  # of them, in bytes
         self._answer: asyncio.Future[tuple[int, bytes]] | None = None
         self.is_reusable = False
         self.used_at = 0.0
@@ -47,6 +51,9 @@ class _Connection(asyncio.Protocol):
 
     def on_body(self, data: bytes) -> None:
         self._parts.append(data)
+        self._size += len(data)
+        if self._size > MOST_BYTES:
+            self._fail(Lost("an answer without an end"))
 
     def on_message_complete(self) -> None:
         status = self._parser.get_status_code()
@@ -63,7 +70,7 @@ class _Connection(asyncio.Protocol):
         assert self._transport is not None  # noqa: S101 (for the type checker)
         loop = asyncio.get_running_loop()
         self.is_reusable = False
-        self._parts = []
+        self._parts, self._size = [], 0
         self._answer = loop.create_future()
         timer = loop.call_later(seconds, self._fail, TimeoutError())
         try:

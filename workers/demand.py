@@ -4,9 +4,9 @@ from datetime import datetime, timedelta
 
 from django.db import transaction
 from django.db.models import Q
-from django.utils import timezone
 
 from batches.doorbell import ring_gpu
+from vbatch_site import clock
 from workers.models import LiveDemand, Worker
 
 # After which a demand that nobody repeated is over; whoever waits repeats it every second.
@@ -21,7 +21,7 @@ LOAD_PAUSE = timedelta(seconds=60)
 
 def want(model_id: int) -> None:
     """Note that somebody waits for a model, and wake the runners when nobody did before."""
-    now = timezone.now()
+    now = clock.ask()
     with transaction.atomic():
         demand, is_new = LiveDemand.objects.select_for_update().get_or_create(
             model_id=model_id, defaults={"since": now, "wanted_at": now}
@@ -39,8 +39,10 @@ def want(model_id: int) -> None:
 
 def wanted(now: datetime) -> dict[str, datetime]:
     """Return the models that are waited for, and since when; those that just failed to load are left out."""
-    failed = Q(model__load_failed_at__gt=now - LOAD_PAUSE)
-    rows = LiveDemand.objects.filter(~failed, wanted_at__gt=now - DEMAND_LIFE, model__enabled=True)
+    # What lies in the future was written before the clock was set back, and says nothing any more.
+    failed = Q(model__load_failed_at__range=(now - LOAD_PAUSE, now + LOAD_PAUSE))
+    lately = Q(wanted_at__range=(now - DEMAND_LIFE, now + DEMAND_LIFE))
+    rows = LiveDemand.objects.filter(lately, ~failed, model__enabled=True)
     return dict(rows.values_list("model__name", "since"))
 
 
@@ -53,7 +55,7 @@ def take(model: str, holder: str) -> bool:
     """Return whether this runner is the one to load a model that is waited for; true again when it asks again."""
     if Worker.objects.filter(pk=holder, load__name=model).exists():
         return True  # a person chose it
-    now = timezone.now()
-    free = Q(taken_at=None) | Q(taken_at__lt=now - TAKEN_LIFE) | Q(taken_by=holder)
+    now = clock.ask()
+    free = Q(taken_at=None) | ~Q(taken_at__range=(now - TAKEN_LIFE, now + TAKEN_LIFE)) | Q(taken_by=holder)
     rows = LiveDemand.objects.filter(free, model__name=model)
     return bool(rows.update(taken_by=holder, taken_at=now))

@@ -14,7 +14,10 @@ from django.utils import timezone
 from django_q.models import Task
 
 from batches.models import Batch
-from batches.states import WAITS_FOR_TASK
+from batches.states import WAITS_FOR_TASK, BatchStatus
+from files import storage
+from files.models import File
+from vbatch_site import clock
 from vbatch_site.doctor import FAILED, OK, UNKNOWN, WARNING, Finding
 from workers import gpus, machine
 from workers.models import ServedModel, Worker
@@ -27,6 +30,8 @@ _TASK_SILENT = timedelta(minutes=5)
 _STUCK = timedelta(minutes=15)
 _IMPORT_SECONDS = 120
 _MODELS_NAMED = 3
+_FILES_OPENED = 50  # each may be in a bucket
+_FILES_NAMED = 3
 _HOT = 90  # degrees Celsius
 
 
@@ -44,6 +49,7 @@ def look_at_clusters() -> Iterable[Finding]:
         said = f"finished its last task {_ago(now - last)} ago"
         is_silent = now - last > _TASK_SILENT
         yield Finding("default cluster", bad if is_silent else OK, said, todo if is_silent else "")
+    now = clock.ask()
     alive = Worker.objects.filter(stopped_at=None, seen_at__gt=now - _SILENT).count()
     if alive:
         yield Finding("gpu workers", OK, f"{alive} alive")
@@ -59,6 +65,28 @@ def look_at_clusters() -> Iterable[Finding]:
         )
     else:
         yield Finding("batches", OK, "none waits for a task that does not come")
+
+
+def look_at_inputs() -> Iterable[Finding]:
+    """Look whether workers on this host could read what running batches ask."""
+    running = Batch.objects.filter(status=BatchStatus.IN_PROGRESS)
+    files = File.objects.filter(pk__in=running.values("input_file_id")).values_list("pk", "path")
+    bad = [f"{pk}: {why}" for pk, path in files[:_FILES_OPENED] if (why := _unreadable(path))]
+    if bad:
+        said = "; ".join(bad[:_FILES_NAMED])
+        todo = "Give the folder files of VBATCH_HOME to this user, mount it, or check the bucket; batches wait for it."
+        yield Finding("input files", FAILED, f"{len(bad)} of running batches can't be read: {said}", todo)
+    else:
+        yield Finding("input files", OK, "those of running batches can be read")
+
+
+def _unreadable(path: str) -> str:
+    try:
+        with storage.opened(path) as stream:
+            stream.read(1)
+    except OSError as error:
+        return error.strerror or type(error).__name__
+    return ""
 
 
 def look_at_engine() -> Iterable[Finding]:

@@ -14,12 +14,11 @@ from pathlib import Path
 
 from vbatch_site import guard
 from vbatch_site.ports import free_port
+from workers import grace
 from workers.client import EngineClient
 
-STOP_GRACE_SECONDS = 8.0  # vLLM frees a GPU in two or three; after this it is killed
 # Weights of a large model come from a slow disk or a hub; a load that takes longer than this is stuck.
 LOAD_SECONDS = 3600.0
-ORPHAN_SECONDS = 2.0  # when its worker is dead: nobody reads its answers, and the next engine wants the GPU
 _POLL_SECONDS = 0.1
 _TAIL_BYTES = 64 << 10
 
@@ -122,7 +121,12 @@ class EngineProcess:
         with self.spec.log.open("ab") as log:
             self._log_start = log.tell()
             self._process = guard.start(
-                STOP_GRACE_SECONDS, program, orphan_seconds=ORPHAN_SECONDS, env=environment, stdout=log, stderr=log
+                grace.STOP_SECONDS,
+                program,
+                orphan_seconds=grace.ORPHAN_SECONDS,
+                env=environment,
+                stdout=log,
+                stderr=log,
             )
 
     async def wait_ready(self) -> None:
@@ -146,7 +150,7 @@ class EngineProcess:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
             try:
-                process.wait(STOP_GRACE_SECONDS + 4)
+                process.wait(grace.STOP_SECONDS + 4)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()

@@ -4,8 +4,9 @@ sessions that are stuck with what the runner waits for, and the end of copies fr
 import asyncio
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor, ThreadPoolExecutor
+from typing import Any
 
 from django.db import DatabaseError
 
@@ -18,6 +19,22 @@ logger = logging.getLogger(__name__)
 
 SWEEP_SECONDS = 10.0
 STUCK_LOOK_SECONDS = 2.0
+
+
+async def every(seconds: float, step: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Do a step again and again, with a rest between."""
+    while True:
+        await step()
+        await asyncio.sleep(seconds)
+
+
+async def wait(event: asyncio.Event, seconds: float) -> None:
+    """Return when an event has come, or the time is over."""
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        return
 
 
 async def sweep_forever(executor: Executor) -> None:

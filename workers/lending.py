@@ -14,6 +14,7 @@ from django.db.models import Q, QuerySet
 from django.utils import timezone
 
 from batches.locks import lock_key
+from vbatch_site import clock
 from workers import devices
 from workers.models import ENDED_SERVICES, Launcher, Service, ServiceState
 
@@ -42,7 +43,7 @@ def _devices(rows: "QuerySet[Service]") -> set[str]:
 
 def _engines(host: str) -> set[str]:
     """Return the devices that slots' own engines are on."""
-    alive = Q(worker__stopped_at=None, worker__seen_at__gt=timezone.now() - WORKER_SILENCE)
+    alive = Q(worker__stopped_at=None, worker__seen_at__gt=clock.ask() - WORKER_SILENCE)
     own = Service.objects.filter(alive, host=host, launcher=Launcher.WORKER).exclude(state__in=ENDED_SERVICES)
     return _devices(own)
 

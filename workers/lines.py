@@ -20,7 +20,7 @@ from workers.failures import Failure
 from workers.priority import with_priority
 
 # What reading a line raises whose bytes are not those that were validated.
-UNREADABLE = (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 @dataclass(eq=False, slots=True)
@@ -61,7 +61,7 @@ class Line:
     def read(self) -> bytes:
         """Return the request's body as the user wrote it, with its priority, and the batch's model if it names none.
 
-        Raises one of UNREADABLE when the file is not what was validated.
+        Raises one of UNREADABLE when the file is not what was validated, and OSError when it can't be read.
         """
         line = self._parse(self.place)
         self.custom_id = line.custom_id
@@ -91,7 +91,10 @@ class Line:
         return found
 
     def outcomes(self, reply: Reply, usage: Usage, milliseconds: int) -> list[Outcome]:
-        """Return the outcome of this line and of those that share its answer, each under its own ids."""
+        """Return the outcome of this line and of those that share its answer, each under its own ids.
+
+        Raises OSError when the file can't be read for their ids.
+        """
         first = self.outcome(reply, usage, milliseconds)
         found = [first]
         for place in self.repeats:

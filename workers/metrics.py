@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 from django.db.models import Count, Q, Sum
 from prometheus_client.core import GaugeMetricFamily, Metric, SummaryMetricFamily
 
+from vbatch_site import clock
 from vbatch_site.metrics import Scrape
 from vbatch_site.readiness import Verdict
 from workers.admission import QUIET_SECONDS
@@ -25,7 +26,7 @@ def of_workers(scrape: Scrape) -> Iterable[Metric]:
     yield _starts(scrape)
     yield scrape.counters("vbatch_engine_start_failures", "Engines that could not be started.", FAILURES, ["model"])
     yield scrape.counters("vbatch_engine_deaths", "Engines that ended without being asked to.", DEATHS, ["model"])
-    yield _workers(scrape.now)
+    yield _workers(clock.ask())
     yield _services()
     live = GaugeMetricFamily("vbatch_live_requests", "Live requests in flight.", labels=["model"])
     recent = LiveTraffic.objects.filter(seen_at__gt=scrape.now - timedelta(seconds=QUIET_SECONDS))
@@ -68,14 +69,14 @@ def _services() -> Metric:
 
 def gpu_cluster(now: datetime) -> Verdict:
     """Look whether a worker of a gpu cluster beats."""
-    if Worker.objects.filter(stopped_at=None, seen_at__gt=now - SILENT).exists():
+    if Worker.objects.filter(stopped_at=None, seen_at__gt=clock.ask() - SILENT).exists():
         return Verdict.OK
     return Verdict.FAILED if Worker.objects.exists() else Verdict.UNKNOWN
 
 
 def engine(now: datetime) -> Verdict:
     """Look whether an engine is up; without one, what became of the last start tells whether the next will work."""
-    owned = Q(worker__stopped_at=None, worker__seen_at__gt=now - SILENT) | Q(worker=None)
+    owned = Q(worker__stopped_at=None, worker__seen_at__gt=clock.ask() - SILENT) | Q(worker=None)
     if Service.objects.filter(owned, state__in=_UP).exists():
         return Verdict.OK
     known = ServedModel.objects.filter(enabled=True).aggregate(

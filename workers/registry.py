@@ -12,6 +12,7 @@ from django.utils import timezone
 
 from batches import leases
 from batches.models import Provenance
+from vbatch_site import clock
 from workers import catalogue, counting, demand, lending, machine
 from workers.engine import EngineSpec, split_arguments
 from workers.models import ENDED_SERVICES, ServedModel, Service, ServiceState, Wanted, Worker
@@ -22,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 def beat(holder: str) -> None:
     """Note that a worker lives."""
-    now = timezone.now()
+    now = clock.ask()
     if not Worker.objects.filter(pk=holder).update(seen_at=now, stopped_at=None):
         Worker.objects.create(pk=holder, host=socket.gethostname(), pid=os.getpid(), seen_at=now, started_at=now)
 
@@ -67,7 +68,7 @@ def starting(name: str, holder: str, url: str, gpus: Sequence[str] = ()) -> int 
 
 def ready(service_id: int, seconds: float, pid: int | None, max_model_len: int | None = None) -> None:
     """Note that an engine answers, what its load took, and its tokens of context."""
-    now = timezone.now()
+    now = clock.now()
     Service.objects.filter(pk=service_id).update(state=ServiceState.RUNNING, ready_at=now, pid=pid)
     ServedModel.objects.filter(services=service_id).update(
         load_seconds=seconds, load_error="", load_failed_at=None, max_model_len=max_model_len
@@ -85,7 +86,7 @@ def known_as(service_id: int, facts: Facts) -> str:
 
 def failed(service_id: int, why: str) -> None:
     """Note that an engine could not be started, or died."""
-    now = timezone.now()
+    now = clock.now()
     service = Service.objects.filter(pk=service_id)
     started = service.filter(ready_at__isnull=False).exists()
     service.update(state=ServiceState.FAILED, ended_at=now, error=why)
@@ -138,7 +139,7 @@ def facts(holder: str) -> tuple[dict[str, float], dict[str, int]]:
         for name, load, wake in ServedModel.objects.values_list("name", "load_seconds", "wake_seconds")
         if load is not None
     }
-    alive = timezone.now() - timedelta(seconds=settings.VBATCH_LEASE_SECONDS)
+    alive = clock.now() - timedelta(seconds=settings.VBATCH_LEASE_SECONDS)
     live = Service.objects.filter(
         state__in=[ServiceState.STARTING, ServiceState.RUNNING],
         worker__seen_at__gt=alive,

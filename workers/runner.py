@@ -10,18 +10,18 @@ import logging
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from typing import Any, TypeVar
 
 from django.db import InterfaceError, OperationalError
-from django.utils import timezone
 
 from batches import leases
 from batches.outcome import Outcome
 from batches.planning import by_answer
 from batches.wire import Usage
+from vbatch_site import clock
 from workers import demand, registry, scheduler, steering, traffic
 from workers.admission import Admission
 from workers.backlog import Backlog
@@ -31,10 +31,11 @@ from workers.database import call
 from workers.engine import EngineError
 from workers.failures import Failure
 from workers.feeding import LOOK_SECONDS, MOST_LOOK_SECONDS, Feeding, Gauges
-from workers.housekeeping import sweep_forever
+from workers.housekeeping import every, sweep_forever, wait
 from workers.lines import UNREADABLE, Held, Line, checked
 from workers.shared import slot_for
 from workers.slot import Engine, NoServiceError
+from workers.unreadable import LeftAlone
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +87,7 @@ class Runner:
         self._live: dict[str, datetime] = {}
         self._orders = steering.Orders()
         self._loading: asyncio.Task[None] | None = None
+        self._unreadable = LeftAlone()
 
     # The loop.
 
@@ -93,9 +95,9 @@ class Runner:
         """Work until asked to stop, then give everything back."""
         committer = asyncio.create_task(self._commit_forever())
         sides = [
-            asyncio.create_task(self._every(BEAT_SECONDS, self._beat)),
-            asyncio.create_task(self._every(LEARN_SECONDS, self._learn)),
-            asyncio.create_task(self._every(LOOK_SECONDS, self._listen)),
+            asyncio.create_task(every(BEAT_SECONDS, self._beat)),
+            asyncio.create_task(every(LEARN_SECONDS, self._learn)),
+            asyncio.create_task(every(LOOK_SECONDS, self._listen)),
             asyncio.create_task(self._look_forever()),
             asyncio.create_task(sweep_forever(self._background)),
         ]
@@ -104,7 +106,7 @@ class Runner:
                 self._woken = self._wake.is_set()
                 self._wake.clear()
                 await self._step()
-                await self._wait(TICK_SECONDS)
+                await wait(self._wake, TICK_SECONDS)
                 for task in (committer, *sides):
                     if task.done():
                         task.result()  # a runner never goes on half alive
@@ -121,13 +123,6 @@ class Runner:
         """Stop soon; call on the loop's thread."""
         self.stopping = True
         self._wake.set()
-
-    async def _wait(self, seconds: float) -> None:
-        try:
-            async with asyncio.timeout(seconds):
-                await self._wake.wait()
-        except TimeoutError:
-            return
 
     async def _step(self) -> None:
         """Do what the present state asks for: keep leases, mend the engine, take more work."""
@@ -161,7 +156,7 @@ class Runner:
             return
         self._renewed_at = time.monotonic()
         renewed = await self._db(leases.renew, [held.lease for held in self._held])
-        now = timezone.now()
+        now = clock.now()
         for held in list(self._held):
             if held.lease.shard_id in renewed.paused and not held.paused_since:
                 held.closing, held.paused_since = True, time.monotonic()
@@ -206,8 +201,8 @@ class Runner:
             self._loading = asyncio.create_task(self._slot.clear())
             return
         while self._orders.takes_work and not self.stopping and not self._suspects and not self._trial:
-            now = timezone.now()
-            waiting = await self._slot.reachable(await self._db(leases.waiting, now))
+            now = clock.now()
+            waiting = self._unreadable.without(await self._slot.reachable(await self._db(leases.waiting)))
             facts = self._facts()
             model = scheduler.next_model(waiting, facts, now)
             if model is not None and model != facts.model:
@@ -233,8 +228,7 @@ class Runner:
             try:
                 held = opening.result()
             except OSError as error:
-                logger.exception("input file can't be opened", extra={"action": "input_lost", "batch": lease.batch_id})
-                if isinstance(error, FileNotFoundError):  # other faults of a storage pass
+                if not self._unreadable.add(lease.batch_id, error):
                     await self._db(leases.abort, lease.batch_id, "input_file_lost", "The input file can't be read.")
                 await self._db(leases.release, [lease])
                 return
@@ -244,7 +238,7 @@ class Runner:
 
     async def _hear(self) -> None:
         """Learn which models live requests wait for that no other worker serves, and whether they use this one."""
-        wanted = await self._db(demand.wanted, timezone.now()) if self._slot.serves_live else {}
+        wanted = await self._db(demand.wanted, clock.now()) if self._slot.serves_live else {}
         self._live = {name: at for name, at in wanted.items() if not self._elsewhere.get(name)}
         self._live |= self._slot.asked | (self._orders.asked if self._slot.serves_live else {})
         if self._admission.is_live and self._slot.model is not None:
@@ -290,7 +284,7 @@ class Runner:
     async def _give_up(self, model: str, why: str) -> None:
         """End every batch that needs a model which can't be loaded."""
         self._orders = steering.Orders(self._orders.wanted)
-        waiting = await self._db(leases.waiting, timezone.now())
+        waiting = await self._db(leases.waiting)
         batches = {batch.batch_id for batch in waiting if batch.model == model}
         batches |= {held.lease.batch_id for held in self._held if held.lease.model == model}
         for batch_id in sorted(batches):
@@ -425,9 +419,20 @@ class Runner:
                 self._culprits.clear()
                 self._slot.took(time.monotonic() - started)
             self._finish(line, line.outcomes(reply, usage, int((time.monotonic() - started) * 1000)))
+        except OSError as error:  # of the input file; the client raises none
+            self._unreadable.add(line.held.lease.batch_id, error)
+            self._give_back(line)
         except asyncio.CancelledError:
             self._left(line)
             raise
+
+    def _give_back(self, line: Line) -> None:
+        """Let go of a line that did not run, and of its shard once nothing of that is in flight."""
+        line.held.closing = True
+        self._unqueue(line.held)
+        self._left(line)
+        self._trial.discard(line)
+        self._feed()
 
     def _finish(self, line: Line, outcomes: list[Outcome]) -> None:
         self._left(line)
@@ -459,11 +464,6 @@ class Runner:
 
     async def _learn(self) -> None:
         self._prices, self._elsewhere = await self._db(registry.facts, self.holder)
-
-    async def _every(self, seconds: float, step: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        while True:
-            await step()
-            await asyncio.sleep(seconds)
 
     async def _db(self, function: Callable[..., T], *args: Any) -> T:
         """Call a function on the database's thread, again and again while the database is away."""

@@ -5,10 +5,10 @@ from collections import defaultdict
 from datetime import datetime, timedelta
 
 from django.conf import settings
-from django.utils import timezone
 
 from batches import leases
 from batches.demand import Waiting
+from vbatch_site import clock
 from workers import autoscale, demand, recipes, services, traffic
 from workers.launchers import LaunchError
 from workers.models import ENDED_SERVICES, Launcher, ServedModel, Service, ServiceState
@@ -21,8 +21,8 @@ ATTEMPTS = 2  # services of a model that may fail to start before the batches th
 
 def step() -> None:
     """Bring services and demand together once."""
-    now = timezone.now()
-    waiting = _give_up([work for work in leases.waiting(now) if work.lines + work.held], now)
+    now = clock.ask()
+    waiting = _give_up([work for work in leases.waiting() if work.lines + work.held], now)
     live = demand.wanted(now)
     rows = list(
         Service.objects.filter(launcher=Launcher.SLURM).exclude(state__in=ENDED_SERVICES).select_related("model")

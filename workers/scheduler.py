@@ -170,7 +170,8 @@ def _is_worth_a_swap(rival: _Claim, present: _Claim, slot: Facts, now: datetime)
         # It might have the slot for longer than the window lasts.
         return False
     price = slot.price(rival.model)
-    if now - slot.since < max(MIN_RESIDENCE, price * RESIDENCE_PER_PRICE):
+    # One that was ready later than now was so before the clock was set back.
+    if timedelta(0) <= now - slot.since < max(MIN_RESIDENCE, price * RESIDENCE_PER_PRICE):
         return False
     if rival.rank < present.rank:
         return True

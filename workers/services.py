@@ -18,6 +18,7 @@ from django.db.models import F, Q, QuerySet
 from django.utils import timezone
 
 from batches import leases
+from vbatch_site import clock
 from vbatch_site.models import Project
 from workers import catalogue, counting, demand, orders, registry
 from workers.keys import engine_key
@@ -167,7 +168,7 @@ def logs(service: Service) -> str:
 
 def touch(service_ids: Iterable[int]) -> None:
     """Note that there is work for services, so that they are not stopped as idle."""
-    Service.objects.filter(pk__in=list(service_ids)).update(used_at=timezone.now())
+    Service.objects.filter(pk__in=list(service_ids)).update(used_at=clock.now())
 
 
 _PHASES = {
@@ -185,7 +186,7 @@ def note(service: Service, sight: Sight, context: int | None) -> None:
         _note_process(service, sight)
         _end(service, _PHASES[sight.phase], sight.why)
         if sight.phase is Phase.FAILED and service.ready_at is None:
-            ServedModel.objects.filter(pk=service.model_id).update(load_error=sight.why, load_failed_at=timezone.now())
+            ServedModel.objects.filter(pk=service.model_id).update(load_error=sight.why, load_failed_at=clock.now())
         return
     found = {
         "state": _PHASES.get(sight.phase, ServiceState.STARTING),
@@ -200,7 +201,7 @@ def note(service: Service, sight: Sight, context: int | None) -> None:
     }
     if sight.phase is Phase.UP:
         if context is not None:
-            found |= {"state": ServiceState.RUNNING, "ready_at": service.ready_at or timezone.now()}
+            found |= {"state": ServiceState.RUNNING, "ready_at": service.ready_at or clock.now()}
         elif service.state == ServiceState.RUNNING:
             lost = service.misses + 1 >= MISSES
             found |= {"misses": service.misses + 1} | (
@@ -250,7 +251,7 @@ class Fed:
 
 
 def _free(avoid: Collection[int]) -> "QuerySet[Service]":
-    now = timezone.now()
+    now = clock.now()
     nobody = Q(fed_by=None) | Q(fed_by__stopped_at__isnull=False) | Q(fed_by__seen_at__lt=now - WORKER_SILENCE)
     lasting = Q(ends_at=None) | Q(ends_at__gt=now + LEAST_LIFE)
     # A service of another host listens there on its loopback address.
@@ -279,7 +280,7 @@ def attach(model: str, projects: Collection[int], holder: str, avoid: Collection
         row = rows.select_for_update(skip_locked=True, of=("self",)).first()
         if row is None:
             return None
-        Service.objects.filter(pk=row.pk).update(fed_by_id=holder, used_at=timezone.now())
+        Service.objects.filter(pk=row.pk).update(fed_by_id=holder, used_at=clock.now())
     return Fed(
         row.pk,
         row.job_id,
@@ -305,4 +306,4 @@ def detach(service_id: int, holder: str) -> None:
 
 def is_wanted(model: str) -> bool:
     """Return whether a batch has open lines of a model."""
-    return any(work.model == model and work.lines + work.held for work in leases.waiting(timezone.now()))
+    return any(work.model == model and work.lines + work.held for work in leases.waiting())

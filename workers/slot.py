@@ -14,9 +14,9 @@ from datetime import datetime
 from typing import Any
 
 from django.conf import settings
-from django.utils import timezone
 
 from batches.demand import Waiting
+from vbatch_site import clock
 from workers import canary, machine, provenance, registry, traffic
 from workers.client import EngineClient
 from workers.engine import EngineError, EngineProcess, EngineSpec
@@ -78,7 +78,7 @@ class Slot:
 
     def __init__(self, holder: str, environment: dict[str, str], database: Database) -> None:
         self.engine: Engine | None = None
-        self.since: datetime = timezone.now()
+        self.since: datetime = clock.now()
         self.asked: dict[str, datetime] = {}  # GIVE_WAY, since a service waits for this slot's GPUs
         self._holder = holder
         self._environment = environment
@@ -166,7 +166,7 @@ class Slot:
             await asyncio.to_thread(process.kill)
             raise
         logger.info("engine ready", extra={"action": "load", "model": spec.name, "seconds": process.load_seconds})
-        self.engine, self.since = engine, timezone.now()
+        self.engine, self.since = engine, clock.now()
 
     async def _introduce(self, engine: Engine) -> None:
         """Learn from an engine that answers what it is, and write it down."""
@@ -190,7 +190,7 @@ class Slot:
         seconds = time.monotonic() - began
         await self._db(registry.woke, engine.row, seconds)
         logger.info("engine awake", extra={"action": "wake", "model": engine.model, "seconds": round(seconds, 3)})
-        self.engine, self.since = engine, timezone.now()
+        self.engine, self.since = engine, clock.now()
         return True
 
     async def put_away(self) -> None:

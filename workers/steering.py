@@ -10,9 +10,8 @@ from typing import Any
 
 from django.db import transaction
 from django.db.models import Q
-from django.utils import timezone
 
-from vbatch_site import audit
+from vbatch_site import audit, clock
 from workers import registry
 from workers.models import ENDED_SERVICES, ServedModel, Service, ServiceState, Wanted, Worker
 
@@ -66,7 +65,7 @@ def unload(worker_id: str) -> None:
 
 def load(worker_id: str, model: ServedModel) -> None:
     """Have a worker load a model, as if live requests waited for it. Raises TooLate."""
-    _write(worker_id, Q(wanted=Wanted.WORK), load=model, load_asked_at=timezone.now())
+    _write(worker_id, Q(wanted=Wanted.WORK), load=model, load_asked_at=clock.ask())
 
 
 def _write(worker_id: str, only: Q | None = None, **fields: Any) -> None:

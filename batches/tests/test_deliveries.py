@@ -305,6 +305,19 @@ def test_a_lost_doorbell_is_made_up_for_by_the_sweep() -> None:
     assert OrmQ.objects.count() == 1
 
 
+def test_what_nobody_has_tried_is_due_whatever_clock_it_was_made_by() -> None:
+    endpoint = _endpoint("http://127.0.0.1:1/")
+    untried, tried = _queue(endpoint, 2)
+    later = timezone.now() + timedelta(hours=1)
+    WebhookDelivery.objects.update(next_attempt_at=later)
+    WebhookDelivery.objects.filter(pk=tried.pk).update(attempts=1)
+    assert deliveries.claim(10, {}) == []
+    OrmQ.objects.all().delete()
+    deliveries.sweep(timezone.now())
+    assert OrmQ.objects.count() == 1
+    assert [attempt.delivery_id for attempt in deliveries.claim(10, {})] == [untried.pk]
+
+
 def test_old_deliveries_are_swept_and_those_on_their_way_are_not() -> None:
     endpoint = _endpoint("http://127.0.0.1:1/")
     old, waiting, _ = _queue(endpoint, 3)

@@ -111,21 +111,21 @@ def test_a_paused_batch_is_not_given_out_and_its_leases_are_told_so() -> None:
     batch = _batch()
     lease = _claim(batch)
     Batch.objects.filter(pk=batch.pk).update(paused_at=timezone.now())
-    assert leases.waiting(timezone.now()) == []
+    assert leases.waiting() == []
     assert leases.claim(batch.pk, MODEL, "b") is None
     assert leases.renew([lease]) == (set(), {lease.shard_id})
     # What was in flight counts.
     assert leases.commit([_result(lease, 1)]) == {lease.shard_id}
     leases.release([lease])
     Batch.objects.filter(pk=batch.pk).update(paused_at=None)
-    (waiting,) = leases.waiting(timezone.now())
+    (waiting,) = leases.waiting()
     assert waiting.lines == 5
 
 
 def test_work_that_waits_carries_its_priority() -> None:
     batch = _batch()
     Batch.objects.filter(pk=batch.pk).update(priority=-7)
-    assert [waiting.priority for waiting in leases.waiting(timezone.now())] == [-7]
+    assert [waiting.priority for waiting in leases.waiting()] == [-7]
 
 
 def test_a_batch_whose_input_is_lost_ends_with_the_answers_that_it_has() -> None:

@@ -147,7 +147,7 @@ def test_an_error_that_was_taken_over_runs_again_on_the_model_of_its_line() -> N
     assert (second.total, second.failed) == (2, 1)
     retrying.retry(second, ["b"], "a test")
     # A model of any other name would be waited for, and engines put away for it, until the window ends.
-    (work,) = leases.waiting(timezone.now())
+    (work,) = leases.waiting()
     assert (work.model, work.lines) == (servers.MODEL, 2)
 
 

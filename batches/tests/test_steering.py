@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from django.utils import timezone
 
 from batches import leases, steering
 from batches.states import BatchStatus
@@ -93,9 +92,9 @@ def test_a_batch_paused_while_it_is_validated_does_not_start() -> None:
     batch = new_batch()
     steering.pause(batch, by="a test")
     batch.move(BatchStatus.IN_PROGRESS)
-    assert leases.waiting(timezone.now()) == []
+    assert leases.waiting() == []
     steering.resume(batch, by="a test")
-    assert [waiting.batch_id for waiting in leases.waiting(timezone.now())] == [batch.pk]
+    assert [waiting.batch_id for waiting in leases.waiting()] == [batch.pk]
 
 
 @pytest.mark.parametrize("verb", ["pause", "resume"])

@@ -16,13 +16,13 @@ from django.conf import settings
 from django.db import transaction
 from django.db.models import F, Min, Q
 from django.db.models.functions import Coalesce
-from django.utils import timezone
 
 from batches import counting, doorbell
 from batches.webhooks import signing
 from batches.webhooks.client import Answer
 from batches.webhooks.models import OPEN, DeliveryState, WebhookDelivery, WebhookEndpoint
 from batches.webhooks.retries import GIVE_UP_AFTER, next_attempt
+from vbatch_site import clock
 from vbatch_site.models import Project
 from vbatch_site.sealing import CannotUnseal
 
@@ -67,7 +67,7 @@ def request_headers(delivery: WebhookDelivery, now: datetime) -> dict[str, str]:
 
 def claim(limit: int, in_flight: Mapping[str, int]) -> list[Attempt]:
     """Take up to `limit` deliveries that are due, no host's share above PER_HOST; `in_flight` counts by host."""
-    now = timezone.now()
+    now = clock.ask()
     hosts = Counter(in_flight)
     full = [host for host, count in hosts.items() if count >= PER_HOST]
     taken: list[WebhookDelivery] = []
@@ -108,20 +108,20 @@ def _attempt(delivery: WebhookDelivery, now: datetime) -> Attempt:
 def seconds_to_next() -> float | None:
     """Return how long until a delivery is due, None when there is none."""
     at = WebhookDelivery.objects.filter(state__in=OPEN).aggregate(at=Min("next_attempt_at"))["at"]
-    return None if at is None else max(0.0, (at - timezone.now()).total_seconds())
+    return None if at is None else max(0.0, (at - clock.ask()).total_seconds())
 
 
 def give_back(attempts: list[Attempt]) -> None:
     """Let others make attempts that were broken off."""
     for attempt in attempts:
         WebhookDelivery.objects.filter(pk=attempt.delivery_id, attempts=attempt.number, state__in=OPEN).update(
-            next_attempt_at=timezone.now()
+            next_attempt_at=clock.ask()
         )
 
 
 def finish(attempt: Attempt, answer: Answer) -> None:
     """Write down what came of an attempt; nothing when its claim was lost."""
-    now = timezone.now()
+    now = clock.ask()
     with transaction.atomic():
         mine = WebhookDelivery.objects.filter(pk=attempt.delivery_id, attempts=attempt.number, state__in=OPEN)
         delivery = mine.select_for_update(of=("self",)).select_related("endpoint").first()
@@ -203,7 +203,7 @@ def disable(endpoint: WebhookEndpoint, reason: str) -> bool:
     Call outside a transaction: who holds the endpoint's row must not wait for deliveries, whose holders wait for it.
     """
     enabled = WebhookEndpoint.objects.filter(pk=endpoint.pk, disabled_at=None)
-    if not enabled.update(disabled_at=timezone.now(), disabled_reason=reason[:200]):
+    if not enabled.update(disabled_at=clock.ask(), disabled_reason=reason[:200]):
         return False
     exhaust(endpoint, "the endpoint was disabled")
     logger.warning("webhook endpoint disabled", extra={"action": "webhook_disabled", "endpoint": endpoint.pk})
@@ -213,7 +213,7 @@ def disable(endpoint: WebhookEndpoint, reason: str) -> bool:
 def exhaust(endpoint: WebhookEndpoint, why: str) -> None:
     """Make dead letters of what is on its way to an endpoint; what a crash here leaves is found when it is claimed."""
     WebhookDelivery.objects.filter(endpoint=endpoint, state__in=OPEN).update(
-        state=DeliveryState.EXHAUSTED, last_error=why, next_attempt_at=None, ended_at=timezone.now()
+        state=DeliveryState.EXHAUSTED, last_error=why, next_attempt_at=None, ended_at=clock.ask()
     )
 
 
@@ -226,7 +226,7 @@ def enable(endpoint: WebhookEndpoint) -> None:
 
 def redeliver(delivery: WebhookDelivery) -> bool:
     """Send a delivery again, with the same id, from the first wait on; return False when its endpoint takes nothing."""
-    now = timezone.now()
+    now = clock.ask()
     with transaction.atomic():
         takes = WebhookEndpoint.objects.filter(pk=delivery.endpoint_id, disabled_at=None, deleted_at=None).exists()
         if takes:
@@ -243,7 +243,10 @@ def redeliver(delivery: WebhookDelivery) -> bool:
 
 def sweep(now: datetime) -> None:
     """Ring for deliveries that are overdue, and delete old ones and what belonged to deleted endpoints."""
-    if WebhookDelivery.objects.due(now - _LEASE_MARGIN).exists():
+    # What nobody has tried is due; one that seems not to be was made by another clock, or before this one was set back.
+    untried = WebhookDelivery.objects.filter(state=DeliveryState.PENDING, attempts=F("attempts_before"))
+    misdated = untried.filter(next_attempt_at__gt=now).update(next_attempt_at=now)
+    if misdated or WebhookDelivery.objects.due(now - _LEASE_MARGIN).exists():
         doorbell.ring_deliver()
     old = WebhookDelivery.objects.filter(created_at__lt=now - KEPT_FOR).exclude(state__in=OPEN)
     WebhookDelivery.objects.filter(pk__in=old.order_by("created_at").values("pk")[:_PURGE_CHUNK]).delete()

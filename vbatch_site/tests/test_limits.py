@@ -12,12 +12,15 @@ from django.utils import timezone
 from pytest_django import Settings
 
 from batches.models import Batch
+from batches.quota import check_batch_rate
 from batches.states import BatchStatus
+from batches.tests.rows import new_batch
 from batches.validate import validate
 from files.uploads import create_file
 from vbatch_site.env import env_numbers
 from vbatch_site.limits import spell
 from vbatch_site.models import ApiKey, Project
+from vbatch_site.openai.errors import ApiError
 from vbatch_site.settings import PROJECT_LIMITS
 from vbatch_site.tests.servers import chat_line
 from vbatch_site.tests.test_tenancy import API_ROUTES, Route
@@ -188,3 +191,18 @@ def test_a_limit_that_makes_no_sense_stops_the_server(monkeypatch: pytest.Monkey
 
 def test_every_servers_limit_is_a_projects_field() -> None:
     assert set(PROJECT_LIMITS) <= {field.name for field in Project._meta.fields}
+
+
+def test_what_was_counted_before_the_clock_was_set_back_refuses_nobody() -> None:
+    tenant = Tenant(requests_per_minute=2, batches_per_hour=1)
+    for _ in range(2):
+        tenant.get()
+    assert tenant.get().status_code == 429
+    with connection.cursor() as cursor:
+        cursor.execute("UPDATE vbatch_site_requestbucket SET full_at = full_at + 3600 * 1000000::bigint")
+    assert tenant.get().headers["x-ratelimit-remaining-requests"] == "1"
+    new_batch(project=tenant.project)
+    with pytest.raises(ApiError):
+        check_batch_rate(tenant.project)
+    Batch.objects.update(created_at=timezone.now() + timedelta(hours=1))
+    check_batch_rate(tenant.project)

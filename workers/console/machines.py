@@ -16,7 +16,7 @@ from django.utils import timezone
 from batches.models import Batch, Sample, Shard
 from batches.samples import stretch
 from batches.states import ShardState
-from vbatch_site import audit
+from vbatch_site import audit, clock
 from vbatch_site.console.pages import DASHBOARD_SECONDS, back, page, say, show
 from vbatch_site.console.registry import Component, Notice
 from vbatch_site.console.roles import Right, may
@@ -68,9 +68,11 @@ def _state(worker: Worker, engine: Service | None, works: bool, now: datetime) -
 
 def living(limit: int = _WORKERS_SHOWN) -> list[Worker]:
     """Return workers heard of lately, each with its engine and the batch that it runs."""
-    now = timezone.now()
-    rows = list(Worker.objects.filter(seen_at__gte=now - _GONE).order_by("host", "id")[:limit])
-    return _with_work(rows, now)
+    # By the clock that they beat by, and without a question of its own.
+    rows: list[Any] = list(
+        Worker.objects.filter(seen_at__gte=Now() - _GONE).annotate(read_at=Now()).order_by("host", "id")[:limit]
+    )
+    return _with_work(rows, rows[0].read_at if rows else timezone.now())
 
 
 def _with_work(rows: list[Worker], now: datetime) -> list[Worker]:
@@ -180,7 +182,7 @@ def _toned(service: Service) -> Service:
 def worker(request: HttpRequest, worker_id: str) -> HttpResponse:
     """Show one worker: its engines, and the end of its engine's log to those who may see prompts."""
     found: Any = get_object_or_404(Worker.objects.select_related("load"), pk=worker_id)
-    _with_work([found], timezone.now())
+    _with_work([found], clock.ask())
     sees = may(request.user, Right.PROMPTS)
     context = {
         "title": found.pk,

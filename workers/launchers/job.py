@@ -20,9 +20,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from vbatch_site import guard, ports
+from workers import grace
 
-ORPHAN_SECONDS = 2.0  # when this process is dead: whoever killed it wants its GPU back
-GRACE_SECONDS = 8.0  # vLLM frees a GPU in two or three; after this it is killed
 PORT_TRIES = 5  # another program may take the port between our look and the engine's
 _WAIT_SECONDS = 600.0  # for the first node to say where it is
 
@@ -99,7 +98,12 @@ def _other_nodes(rank: int, folder: Path, place: dict[str, Any]) -> dict[str, An
 def _run(program: list[str], environment: dict[str, str], log_path: Path) -> int:
     with log_path.open("ab") as log:
         child = guard.start(
-            GRACE_SECONDS, program, orphan_seconds=ORPHAN_SECONDS, env=environment, stdout=log, stderr=log
+            grace.STOP_SECONDS,
+            program,
+            orphan_seconds=grace.ORPHAN_SECONDS,
+            env=environment,
+            stdout=log,
+            stderr=log,
         )
     _children.append(child)
     if _asked_to_stop:

@@ -196,7 +196,9 @@ def _load_pause(entry: Entry) -> float:
     """Return the seconds in which a model that could not be loaded is not tried again."""
     if entry.load_failed_at is None or entry.engines:
         return 0.0
-    return max(0.0, (entry.load_failed_at + LOAD_PAUSE - timezone.now()).total_seconds())
+    left = entry.load_failed_at + LOAD_PAUSE - timezone.now()
+    # A pause that has not begun yet is one of before the clock was set back.
+    return max(0.0, left.total_seconds()) if left <= 2 * LOAD_PAUSE else 0.0
 
 
 def _call(function: Callable[..., T], args: tuple[object, ...]) -> T:

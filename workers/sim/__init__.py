@@ -47,6 +47,7 @@ Markers, anywhere in the body of a request
     [[sim:garbage]]         200 and a body that isn't JSON
     [[sim:truncate]]        half of the body that content-length promised, then the connection closes
     [[sim:200error]]        200 and an error envelope as the body
+    [[sim:bytes]]           200 and an answer with a byte that isn't UTF-8
 
 Of its own, without a key: GET /sim/stats gives {"running", "waiting", "completed", "failed", "aborted",
 "max_running", "priorities"}: requests worked on now, in line now, answered 200, answered otherwise after they were

@@ -228,6 +228,8 @@ class App:
             await _respond(send, 200, b"<html>this is not JSON")
         elif b"200error" in markers:
             await _respond(send, 200, envelope(500, "The marker [[sim:200error]] asked.", kind="InternalServerError"))
+        elif b"bytes" in markers:
+            await _respond(send, 200, b'{"choices": [{"message": {"content": "\xff"}}], "usage": null}')
         elif job.stream:
             await self._stream(job, request_id, model, send, cut=b"truncate" in markers)
         else:

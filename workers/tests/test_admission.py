@@ -115,3 +115,12 @@ def test_lines_start_one_after_the_other_while_there_are_live_requests_and_toget
             started.append(now)
     apart = [after - before for before, after in itertools.pairwise(started)]
     assert apart == pytest.approx([APART * usual] * 4)
+
+
+def test_a_clock_that_is_set_back_does_not_keep_the_limit_from_being_learned() -> None:
+    admission, before, after = Admission(), Engine(0.02), Engine(0.2)
+    before.run(admission, 0, 30, wanted=0, live=3)
+    before.run(admission, 30, 150, wanted=LINES, live=3)
+    # An hour earlier, on an engine that lines make ten times as slow.
+    after.run(admission, -3600, -3480, wanted=LINES, live=3)
+    assert after.limits[-1] < 0.5 * before.limits[-1]

@@ -172,7 +172,18 @@ def test_the_doctor_says_one_line_for_each_part_and_goes_on_without_the_database
     found = json.loads(_manage(server.env, "doctor", "--json").stdout)
     states = {finding["name"]: finding["state"] for finding in found["findings"]}
     assert found["ok"], found
-    for name in ("database", "migrations", "clock", "disk", "storage", "server", "gpu workers", "models", "settings"):
+    for name in (
+        "database",
+        "migrations",
+        "clock",
+        "disk",
+        "storage",
+        "server",
+        "gpu workers",
+        "input files",
+        "models",
+        "settings",
+    ):
         assert states[name] in ("ok", "warning"), found
     # Here engines are simulated, which nobody should take for real.
     assert states["engine"] == "warning"

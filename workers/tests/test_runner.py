@@ -37,6 +37,7 @@ def test_faults_of_the_engine_are_tried_again_and_refusals_are_not(new_home: Pat
         "garbage": "[[sim:garbage]]",
         "cut": "[[sim:truncate]]",
         "lie": "[[sim:200error]]",
+        "bytes": "[[sim:bytes]]",
         "hang": "[[sim:hang]]",
     }
     with Server(new_home, VBATCH_REQUEST_TIMEOUT="3") as server:
@@ -46,11 +47,12 @@ def test_faults_of_the_engine_are_tried_again_and_refusals_are_not(new_home: Pat
         by_id = {line["custom_id"]: line for line in errors}
         assert by_id["always"]["response"]["status_code"] == 500
         assert by_id["refused"]["response"]["status_code"] == 400
-        codes = {name: by_id[name]["error"]["code"] for name in ("garbage", "cut", "lie", "hang")}
+        codes = {name: by_id[name]["error"]["code"] for name in ("garbage", "cut", "lie", "bytes", "hang")}
         assert codes == {
             "garbage": "invalid_answer",
             "cut": "connection_lost",
             "lie": "invalid_answer",
+            "bytes": "invalid_answer",
             "hang": "request_timeout",
         }
         seen = server.requests_seen()
@@ -132,6 +134,35 @@ def test_a_deleted_input_file_is_kept_until_its_batch_ends(server: Server) -> No
     assert server.wait(batch_id)["request_counts"]["completed"] == 600
     wait_until(lambda: server.query("SELECT 1 FROM files_file WHERE id = %s", file_id) == [])
     assert not [p for p in (server.home / "files").rglob("*") if p.name == file_id]
+
+
+def _paused(server: Server, lines: int) -> tuple[str, Path]:
+    """Return a batch that no worker has in hand, and its input file."""
+    batch_id = server.create(chat_line(f"l{i}") for i in range(lines))
+    assert server.request("POST", f"/v1/batches/{batch_id}/pause")[0] == 200
+    leases = "SELECT 1 FROM batches_shard WHERE batch_id = %s AND state = 'leased'"
+    wait_until(lambda: server.batch(batch_id)["status"] == "in_progress" and not server.query(leases, batch_id))
+    path = "SELECT f.path FROM files_file f JOIN batches_batch b ON b.input_file_id = f.id WHERE b.id = %s"
+    return batch_id, server.home / "files" / server.query(path, batch_id)[0][0]
+
+
+def test_a_batch_waits_for_a_file_that_can_not_be_read_for_now_and_ends_with_one_that_is_lost(server: Server) -> None:
+    waits, file = _paused(server, 200)
+    lost, gone = _paused(server, 5)
+    away = file.rename(file.with_name("away"))
+    file.symlink_to(file)  # leads round and round, which root can't read either
+    gone.unlink()
+    said = server.log.stat().st_size
+    for batch_id in (waits, lost):
+        assert server.request("POST", f"/v1/batches/{batch_id}/resume")[0] == 200
+    _, errors = server.lines(server.wait(lost))
+    assert [(line["error"]["code"], line["error"]["line"]) for line in errors] == [
+        ("input_file_lost", number) for number in range(1, 6)
+    ]
+    wait_until(lambda: b"input file can't be read" in server.log.read_bytes()[said:])
+    assert server.batch(waits)["status"] == "in_progress"
+    away.replace(file)
+    assert server.wait(waits)["request_counts"] == {"total": 200, "completed": 200, "failed": 0}
 
 
 def test_lines_without_a_model_run_with_the_batch_s_own(server: Server) -> None:

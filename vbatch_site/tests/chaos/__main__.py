@@ -36,7 +36,7 @@ def main() -> int:
         if not tree.mount_disk():
             print("No right to mount a small disk here: the faults of the disk are left out.", flush=True)
         if not tree.fake_clock():
-            print("libfaketime is not there, or does not work here: the faults of the clock are left out.", flush=True)
+            print("No C compiler here: the faults of the clock are left out.", flush=True)
         print(f"Seed {options.seed}, {options.minutes:g} minutes, home {tree.home}", flush=True)
         try:
             with tree, ExitStack() as stack:

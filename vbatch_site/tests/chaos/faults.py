@@ -1,5 +1,6 @@
 """The faults by name: how each is done, how it ends, and when its effects are over."""
 
+import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from vbatch_site.tests.servers import is_alive, wait_until
 FROZEN_SECONDS = 2.0
 # Two attempts of a line fall into it, the third does not.
 BAD_ENGINE_SECONDS = 0.8
+CLOCK_SECONDS = 3600  # that a clock is set: more than all that is timed by one, but for windows and lives of files
 END_SECONDS = 30  # for what hangs below a killed process to end
 
 
@@ -186,6 +188,11 @@ def _engine_says_200(tree: Tree, random: Random) -> Injury:
     return _bad(tree, "[[sim:200error]]")
 
 
+@_fault("engine talks nonsense", f"every answer is 200 with a byte that is no UTF-8 for {BAD_ENGINE_SECONDS:g} s")
+def _engine_talks_nonsense(tree: Tree, random: Random) -> Injury:
+    return _bad(tree, "[[sim:bytes]]")
+
+
 @_fault("default worker killed", "kill -9 of all workers of the default cluster")
 def _default_worker_killed(tree: Tree, random: Random) -> Injury:
     _kill(tree.cluster("default")[2:])
@@ -278,16 +285,34 @@ def _tree_stopped(tree: Tree, random: Random) -> Injury:
     return Injury(_progress(tree))
 
 
-@_fault("clock set ahead", "the clock of every process, Postgres too, jumps an hour ahead (libfaketime)")
+@_fault("clock set ahead", "the clock of every process, Postgres too, jumps an hour ahead and stays there")
 def _clock_set_ahead(tree: Tree, random: Random) -> Injury:
-    tree.shift_clock(3600)
-    return Injury(_progress(tree), hold=1.5)
+    over = _progress(tree)
+    tree.set_clock(CLOCK_SECONDS)
+    return Injury(over)
 
 
-@_fault("clock set back", "the clock of every process, Postgres too, jumps an hour back (libfaketime)")
+@_fault("clock set back", "the clock of every process, Postgres too, jumps an hour back and stays there")
 def _clock_set_back(tree: Tree, random: Random) -> Injury:
-    tree.shift_clock(-3600)
-    return Injury(_progress(tree), hold=1.5)
+    over = _progress(tree)
+    tree.set_clock(-CLOCK_SECONDS)
+    return Injury(over)
+
+
+@_fault("clock wrong", f"the clock of every process but Postgres is an hour off, for {FROZEN_SECONDS:g} s and more")
+def _clock_wrong(tree: Tree, random: Random) -> Injury:
+    seconds = random.choice((CLOCK_SECONDS, -CLOCK_SECONDS))
+    tree.set_clock(seconds, postgres=False)
+    end, later = time.monotonic() + FROZEN_SECONDS, list[Callable[[], bool]]()
+
+    def goes_on() -> bool:
+        if time.monotonic() < end:
+            return False
+        if not later:
+            later.append(_progress(tree))
+        return later[0]()
+
+    return Injury(goes_on, lambda: tree.set_clock(-seconds, postgres=False), heals_last=True)
 
 
 def _network(tree: Tree, state: str) -> Injury:

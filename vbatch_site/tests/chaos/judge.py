@@ -2,7 +2,6 @@
 
 import json
 import os
-import time
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
@@ -144,7 +143,7 @@ def _left_in_storage(tree: Tree) -> list[str]:
     tree.execute("UPDATE files_file SET deleted_at = now() WHERE deleted_at IS NOT NULL")
     tree.execute("UPDATE files_uploadpart SET created_at = created_at - interval '1 day'")
     drafts = tree.home / "tmp"
-    long_ago = time.time() - 2 * 24 * 3600
+    long_ago = tree.time() - 2 * 24 * 3600
     for path in drafts.iterdir():
         os.utime(path, (long_ago, long_ago))
     tree.manage("shell", "-v0", "-c", "from batches.sweep import sweep; sweep()")

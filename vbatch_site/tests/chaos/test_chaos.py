@@ -5,6 +5,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Iterator
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,8 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tree]:
     if not tree.mount_disk() and os.environ.get("CI"):
         pytest.fail("mounting a small file system needs root and the right to mount")
     try:
+        if not tree.fake_clock() and os.environ.get("CI"):
+            pytest.fail("setting the clock of a process tree needs a C compiler")
         tree.copy_tables(new_database())
         with tree:
             yield tree
@@ -93,6 +96,23 @@ def test_the_end_of_a_batch_survives_a_kill_at_any_point(tree: Tree) -> None:
         ("default cluster killed", 0.06),
     ):
         struck(tree, FINALIZING, fault, delay=delay, lines=LINES // 3)
+
+
+def test_clocks_that_are_set_or_wrong_cost_no_line_and_hold_up_nothing(tree: Tree) -> None:
+    if not tree.has_clock:
+        pytest.skip("setting the clock of a process tree needs a C compiler")
+    assert _hours_off(tree) == (0, 0)
+    struck(tree, RUNNING, "clock set ahead", lines=LINES // 2)
+    wait_until(lambda: _hours_off(tree) == (1, 1))
+    struck(tree, RUNNING, "clock set back", "clock wrong", steering="cancelled", lines=LINES // 2)
+    wait_until(lambda: _hours_off(tree) == (0, 0))
+
+
+def _hours_off(tree: Tree) -> tuple[int, int]:
+    """Return how wrong the clocks of the web process, which notes the date once a second, and of Postgres are."""
+    web = parsedate_to_datetime(tree.request("GET", "/health", key=None)[1]["date"]).timestamp()
+    postgres = tree.query("SELECT extract(epoch FROM clock_timestamp())::float8")[0][0]
+    return round((web - time.time()) / 3600), round((postgres - time.time()) / 3600)
 
 
 def test_a_full_disk_holds_up_the_end_of_a_batch_refuses_an_upload_and_keeps_nothing_of_it(tree: Tree) -> None:

@@ -11,7 +11,6 @@ from django.conf import settings
 from django.core.files.uploadedfile import UploadedFile
 from django.core.management import call_command
 from django.core.management.base import BaseCommand, CommandError
-from django.utils import timezone
 from tqdm import tqdm
 
 from batches import creation
@@ -20,6 +19,7 @@ from batches.states import TERMINAL, BatchStatus
 from files import storage
 from files.models import File, Purpose
 from files.uploads import create_file
+from vbatch_site import clock
 from vbatch_site.models import Project
 from vbatch_site.openai.errors import ApiError
 from vbatch_site.supervisor import cluster, running
@@ -48,7 +48,7 @@ class Command(BaseCommand):
             self.stderr.write(f"repaired: {said}")
         batch = self.begin(options["input"], options["model"])
         # A server on this home does the work; without one the clusters are ours for the while.
-        alive = Worker.objects.filter(stopped_at=None, seen_at__gt=timezone.now() - ALIVE).exists()
+        alive = Worker.objects.filter(stopped_at=None, seen_at__gt=clock.ask() - ALIVE).exists()
         with running([] if alive else [cluster("default"), cluster("gpu")]):
             try:
                 batch = self.follow(batch)
