@@ -1,8 +1,12 @@
 """The web process's entry point: `uvicorn vbatch_site.asgi:application`."""
 
 import os
+import warnings
 
 from vbatch_site.database import ensure_url
+
+# WhiteNoise sends files from plain iterators. They are small, and an operator can't change it.
+warnings.filterwarnings("ignore", message="StreamingHttpResponse must consume synchronous iterators")
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "vbatch_site.settings")
 ensure_url()
