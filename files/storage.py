@@ -61,7 +61,12 @@ def _publish(temporary: Path, name: str) -> None:
         target = Path(default_storage.path(name))
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary.replace(target)
-        _fsync_folder(target.parent)
+        # A folder that was made for it is itself an entry of the one above.
+        root = Path(default_storage.path(""))
+        for folder in target.parents:
+            _fsync_folder(folder)
+            if folder == root:
+                break
         return
     with temporary.open("rb") as stream:
         default_storage.save(name, DjangoFile(stream))  # replaces what has the name, at once
