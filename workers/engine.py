@@ -120,14 +120,7 @@ class EngineProcess:
         self.spec.log.parent.mkdir(parents=True, exist_ok=True)
         with self.spec.log.open("ab") as log:
             self._log_start = log.tell()
-            self._process = guard.start(
-                grace.STOP_SECONDS,
-                program,
-                orphan_seconds=grace.ORPHAN_SECONDS,
-                env=environment,
-                stdout=log,
-                stderr=log,
-            )
+            self._process = grace.start(program, environment, log)
 
     async def wait_ready(self) -> None:
         """Return once the engine answers; raise EngineError when it dies or takes too long."""

@@ -39,17 +39,21 @@ def stored(text: str, name: str = "input.jsonl") -> File:
     return uploads.create_file(Project.default(), upload, "batch", None)
 
 
-def begun(lines: int = 5, **fields: Any) -> Batch:
-    """Return a batch that was validated, of as many good lines."""
-    file = stored("".join(chat_line(f"line-{i}", f"{SECRET} {i}") for i in range(1, lines + 1)))
-    batch = Batch.begin(
+def asked(text: str, **fields: Any) -> Batch:
+    """Return a batch over a new file, not validated yet."""
+    return Batch.begin(
         window=timedelta(hours=24),
         project=Project.default(),
         endpoint="/v1/chat/completions",
-        input_file_id=file.pk,
+        input_file_id=stored(text).pk,
         completion_window="24h",
         **fields,
     )
+
+
+def begun(lines: int = 5, **fields: Any) -> Batch:
+    """Return a batch that was validated, of as many good lines."""
+    batch = asked("".join(chat_line(f"line-{i}", f"{SECRET} {i}") for i in range(1, lines + 1)), **fields)
     validate(batch.pk)
     batch.refresh_from_db()
     assert batch.status == BatchStatus.IN_PROGRESS, batch.errors

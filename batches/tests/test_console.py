@@ -9,9 +9,8 @@ from django.utils import timezone
 
 from batches.leases import claim
 from batches.models import Batch
-from batches.tests.browsing import begun, ended, keyed, run, sent, stored
+from batches.tests.browsing import asked, begun, ended, keyed, run, sent, stored
 from batches.validate import validate
-from vbatch_site.models import Project
 from vbatch_site.tests.servers import MODEL, chat_line
 
 pytestmark = pytest.mark.django_db
@@ -125,18 +124,11 @@ def test_a_batch_and_a_file_show_the_key_or_the_person_that_made_them_and_the_wo
 
 
 def test_a_batch_that_did_not_validate_shows_each_fault_with_its_line(operator: Client) -> None:
-    file = stored(chat_line("a") + "not json\n" + chat_line("a"))
-    batch = Batch.begin(
-        window=timedelta(hours=1),
-        project=Project.default(),
-        endpoint="/v1/chat/completions",
-        input_file_id=file.pk,
-        completion_window="24h",
-    )
+    batch = asked(chat_line("a") + "not json\n" + chat_line("a"))
     validate(batch.pk)
     page = operator.get(f"/console/batches/{batch.pk}").content.decode()
     assert "The input is not valid" in page
     assert "invalid_json_line" in page
-    check = operator.get(f"/console/batches/new/{file.pk}/check").content.decode()
+    check = operator.get(f"/console/batches/new/{batch.input_file_id}/check").content.decode()
     assert "The batch would fail" in check
     assert "invalid_json_line" in check

@@ -3,7 +3,6 @@
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
 
 import psycopg
 import pytest
@@ -11,11 +10,8 @@ from django.db import connection
 
 from batches import tasks
 from batches.locks import lock_key
-from batches.models import Batch
 from batches.states import BatchStatus
-from files import storage
-from files.uploads import announce
-from vbatch_site.models import Project
+from batches.tests.browsing import asked
 from vbatch_site.tests.servers import chat_line
 
 LINES = 10_000  # so many that the session is ended while they are read
@@ -50,19 +46,7 @@ def _its_session_ended_once(batch_id: str) -> Iterator[list[int]]:
 
 @pytest.mark.django_db(transaction=True, serialized_rollback=True)
 def test_a_batch_whose_task_lost_its_connection_does_not_wait_for_the_sweep() -> None:
-    project = Project.default()
-    file = announce(project, "batch", "a", 1, None)
-    with storage.writing(file.path) as out:
-        for number in range(LINES):
-            out.write(chat_line(str(number)).encode())
-    file.arrive()
-    batch = Batch.begin(
-        window=timedelta(hours=24),
-        project=project,
-        endpoint="/v1/chat/completions",
-        input_file_id=file.pk,
-        completion_window="24h",
-    )
+    batch = asked("".join(chat_line(str(number)) for number in range(LINES)))
     with _its_session_ended_once(batch.pk) as ended:
         assert tasks.validate(batch.pk)
     assert len(ended) == 1

@@ -19,7 +19,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from vbatch_site import guard, ports
+from vbatch_site import ports
 from workers import grace
 
 PORT_TRIES = 5  # another program may take the port between our look and the engine's
@@ -97,14 +97,7 @@ def _other_nodes(rank: int, folder: Path, place: dict[str, Any]) -> dict[str, An
 
 def _run(program: list[str], environment: dict[str, str], log_path: Path) -> int:
     with log_path.open("ab") as log:
-        child = guard.start(
-            grace.STOP_SECONDS,
-            program,
-            orphan_seconds=grace.ORPHAN_SECONDS,
-            env=environment,
-            stdout=log,
-            stderr=log,
-        )
+        child = grace.start(program, environment, log)
     _children.append(child)
     if _asked_to_stop:
         child.send_signal(signal.SIGTERM)

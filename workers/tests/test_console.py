@@ -3,13 +3,11 @@
 from datetime import timedelta
 
 import pytest
-from django.contrib.auth import get_user_model
-from django.contrib.auth.models import Group
 from django.db import connection
-from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
+from batches.tests.browsing import client_as
 from vbatch_site.models import AuditEntry
 from workers import gpus, registry, steering
 from workers.models import ServedModel, Service, Worker
@@ -20,15 +18,6 @@ LISTING = """0, NVIDIA H200, 30123, 143771, 97, 61
 1, NVIDIA H200, [N/A], 143771, [N/A], [Unknown Error]
 garbage
 """
-
-
-def client_as(role: str) -> Client:
-    """Return a browser that is signed in as a member of a role."""
-    user, _ = get_user_model().objects.get_or_create(username=f"a {role}", is_staff=True)
-    user.groups.add(Group.objects.get(name=role))
-    client = Client()
-    client.force_login(user)
-    return client
 
 
 def worker(name: str, silent: float = 0) -> Worker:
