@@ -21,7 +21,7 @@ from batches.locks import batch_lock
 from batches.models import Batch, Result, ResultIndex, Shard, StaleTransition
 from batches.ordering import Entry
 from batches.outcome import Outcome
-from batches.planning import PlannedLine, in_file_order
+from batches.planning import PlannedLine, in_file_order, unpack
 from batches.states import BatchStatus
 from batches.validation import parse_line
 from files import storage
@@ -62,6 +62,7 @@ class _Totals:
 
     completed: int = 0
     failed: int = 0
+    dropped: int = 0  # cancelled or too late before they ran
     usage: wire.Usage = field(default_factory=wire.Usage)
 
 
@@ -103,18 +104,19 @@ def _write(batch: Batch) -> None:
         output = _Written(names["output"], stack, entries)
         errors = _Written(names["error"], stack, entries, is_errors=True)
         index = _Written(line_index.name_for(batch.pk), stack, [])
-        totals, left = _write_lines(batch, output, errors, index, left_error)
-    _publish(batch, output, errors, totals, left)
+        totals = _write_lines(batch, output, errors, index, left_error)
+    _publish(batch, output, errors, totals)
 
 
 def _write_lines(
     batch: Batch, output: _Written, errors: _Written, index: _Written, left_error: tuple[str, str]
-) -> tuple[_Totals, int]:
-    """Write each line of the input to one of the two files; return the counts and how many lines never ran."""
+) -> _Totals:
+    """Write each line of the input to one of the two files; return the counts."""
     totals, left = _Totals(), 0
     # Nobody holds a lease any more, so this is the last position; lines that never ran come after it.
     committed = Batch.objects.values_list("committed", flat=True).get(pk=batch.pk)
     plan = in_file_order(Shard.objects.filter(batch=batch).values_list("lines", flat=True))
+    reasons = _reasons(batch.pk)
     results = _results(batch.pk)
     nothing: tuple[int, Outcome | None] = (0, None)
     position, result = next(results, nothing)
@@ -124,12 +126,16 @@ def _write_lines(
                 left += 1
                 name = answers.line_id(batch, committed + left)
                 custom_id = source.custom_id(line)
-                text = wire.error_line(name, custom_id, *left_error, None if custom_id is not None else line.number)
+                error = reasons.get(line.number, left_error)
+                text = wire.error_line(name, custom_id, *error, None if custom_id is not None else line.number)
                 indexed = IndexedLine(line.number, ERROR, errors.size, len(text), line.offset, line.length)
-                index.append(line_index.pack(indexed._replace(code=left_error[0], custom_id=custom_id or "")))
+                index.append(line_index.pack(indexed._replace(code=error[0], custom_id=custom_id or "")))
                 errors.add(committed + left, text)
                 # A line that the engine could not be had for failed; one that was cancelled or too late did not.
-                totals.failed += bool(batch.abort_code)
+                if error in (wire.CANCELLED, wire.EXPIRED):
+                    totals.dropped += 1
+                else:
+                    totals.failed += 1
                 continue
             target = output if result.succeeded else errors
             text = answers.line_of(batch, position, result)
@@ -137,7 +143,16 @@ def _write_lines(
             target.add(position, text)
             _count(totals, result)
             position, result = next(results, nothing)
-    return totals, left
+    return totals
+
+
+def _reasons(batch_id: str) -> dict[int, tuple[str, str]]:
+    """Return why the lines of models that were given up never ran, by line number; there are seldom any."""
+    given_up = Shard.objects.filter(batch_id=batch_id).exclude(abort_code="")
+    reasons: dict[int, tuple[str, str]] = {}
+    for lines, code, message in given_up.values_list("lines", "abort_code", "abort_message"):
+        reasons.update(dict.fromkeys((line.number for line in unpack(lines)), (code, message)))
+    return reasons
 
 
 def _indexed(line: PlannedLine, result: Outcome, offset: int, length: int) -> IndexedLine:
@@ -216,11 +231,13 @@ class _InputLines:
             return None
 
 
-def _publish(batch: Batch, output: _Written, errors: _Written, totals: _Totals, left: int) -> None:
+def _publish(batch: Batch, output: _Written, errors: _Written, totals: _Totals) -> None:
     """Make the files and the end of the batch visible together."""
     outcome = BatchStatus.CANCELLED
     if batch.status == BatchStatus.FINALIZING:
-        outcome = BatchStatus.EXPIRED if left and not batch.abort_code else BatchStatus.COMPLETED
+        outcome = BatchStatus.EXPIRED if totals.dropped else BatchStatus.COMPLETED
+    # What the shards say is kept with the batch: they go.
+    code, message = batch.why_not()
     now = timezone.now()
     with transaction.atomic():
         try:
@@ -234,6 +251,8 @@ def _publish(batch: Batch, output: _Written, errors: _Written, totals: _Totals, 
                 cached_tokens=totals.usage.cached_tokens,
                 output_tokens=totals.usage.output_tokens,
                 reasoning_tokens=totals.usage.reasoning_tokens,
+                abort_code=code,
+                abort_message=message,
             )
             ResultIndex.objects.create(
                 batch=batch, entries=ordering.pack(output.entries), expires_at=now + _life(batch)

@@ -364,10 +364,12 @@ def abort_model(batch_id: str, model: str, code: str, message: str) -> None:
     """End a batch's work for one model; what is left of it gets this error, and other models' lines go on."""
     with transaction.atomic():
         shards = Shard.objects.filter(batch_id=batch_id, model=model, state__in=OPEN_SHARDS)
-        list(shards.select_for_update().order_by("id").values_list("id"))
-        shards.update(state=ShardState.CLOSED, epoch=F("epoch") + 1)
-        running = Batch.objects.filter(pk=batch_id, status=BatchStatus.IN_PROGRESS)
-        if running.update(abort_code=code, abort_message=message):
+        held = list(shards.select_for_update().order_by("id").values_list("id", flat=True))
+        running = Batch.objects.filter(pk=batch_id, status=BatchStatus.IN_PROGRESS).select_for_update(no_key=True)
+        # Lines of a batch that was cancelled or too late before were that first.
+        reason = {"abort_code": code, "abort_message": message} if running.exists() else {}
+        Shard.objects.filter(pk__in=held).update(state=ShardState.CLOSED, epoch=F("epoch") + 1, **reason)
+        if reason:
             finish_if_done(batch_id)
 
 

@@ -167,6 +167,15 @@ class Batch(models.Model):
     def __str__(self) -> str:
         return self.id
 
+    def why_not(self) -> tuple[str, str]:
+        """Return the code and the message of why lines don't run: the batch's own, else its models'; or two empty."""
+        if self.abort_code or self.purged_at:
+            return self.abort_code, self.abort_message
+        given_up = self.shards.exclude(abort_code="").order_by("model", "abort_code", "abort_message")
+        found = list(given_up.values_list("model", "abort_code", "abort_message").distinct())
+        messages = (message if self.model else f"{model}: {message}" for model, _, message in found)
+        return (found[0][1] if found else ""), "\n".join(messages)
+
     @classmethod
     def begin(cls, *, window: timedelta, **fields: Any) -> "Batch":
         """Return a saved new batch in `validating`; call inside the transaction that queues its validation."""
@@ -241,6 +250,15 @@ class Shard(models.Model):
     epoch = models.PositiveIntegerField(default=0, help_text="Raised by every claim; a commit names it.")
     holder = models.CharField(max_length=64, blank=True)
     lease_expires_at = models.DateTimeField(null=True, blank=True)
+    abort_code = models.CharField(
+        max_length=64,
+        blank=True,
+        default="",
+        db_default="",
+        editable=False,
+        help_text="Why its lines that never ran did not; empty: as the batch says.",
+    )
+    abort_message = models.TextField(blank=True, default="", db_default="", editable=False)
 
     class Meta:
         ordering = ["batch", "index"]

@@ -30,6 +30,7 @@ _DELIVERIES_SHOWN = 20
 def detail(request: HttpRequest, batch_id: str) -> HttpResponse:
     """Show a batch."""
     batch = decorate(find(batch_id))
+    code, message = batch.why_not()
     events = list(batch.events.order_by("id")[:_EVENTS_SHOWN])
     pace.add([batch])
     context = {
@@ -41,6 +42,7 @@ def detail(request: HttpRequest, batch_id: str) -> HttpResponse:
         "shard_states": dict(Counter(batch.shards.values_list("state", flat=True))) if not batch.purged_at else {},
         "errors": ((batch.errors or {}).get("data") or [])[:_ERRORS_SHOWN],
         "error_total": len((batch.errors or {}).get("data") or []),
+        "why_not": f"{code}: {message}" if code else "",
         "provenance": getattr(batch, "facts", []),
         "deliveries": _deliveries(batch),
         "finish_reasons": Lines(batch).reasons() if batch.purged_at else {},

@@ -7,7 +7,8 @@ import pytest
 from django.test import Client
 from django.utils import timezone
 
-from batches.leases import claim
+from batches.finalize import finalize
+from batches.leases import abort_model, claim
 from batches.models import Batch
 from batches.tests.browsing import asked, begun, ended, keyed, run, sent, stored
 from batches.validate import validate
@@ -30,6 +31,14 @@ def test_a_poll_gets_the_part_and_not_the_page(operator: Client) -> None:
         part = operator.get(url, headers={"HX-Request": "true"}).content.decode()
         assert "<html" not in part
         assert part.strip() in operator.get(url).content.decode() or 'id="' in part
+
+
+def test_a_batch_says_why_its_lines_did_not_run_before_and_after_its_end(operator: Client) -> None:
+    batch = begun(1)
+    abort_model(batch.pk, MODEL, "model_load_failed", "No memory.")
+    for ending in (False, True):
+        assert not ending or finalize(batch.pk)
+        assert "model_load_failed: No memory." in operator.get(f"/console/batches/{batch.pk}").content.decode()
 
 
 def test_the_list_filters_by_what_the_url_says(operator: Client) -> None:

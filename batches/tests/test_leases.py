@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
@@ -144,6 +145,76 @@ def test_a_batch_whose_input_is_lost_ends_with_the_answers_that_it_has() -> None
         (None, "input_file_lost", 1),
         (None, "input_file_lost", 3),
     ]
+
+
+def _mixed() -> tuple[Batch, leases.Lease]:
+    """Return a batch of lines 1 to 3 of one model, of which 2 has run, and 4 to 6 of another that was given up."""
+    batch = _batch()
+    Shard.objects.filter(batch=batch, index=1).update(model="other")
+    Batch.objects.filter(pk=batch.pk).update(model=None)
+    lease = _claim(batch)
+    leases.commit([_result(lease, 2)])
+    leases.abort_model(batch.pk, "other", "model_load_failed", "No memory.")
+    batch.refresh_from_db()
+    assert batch.status == BatchStatus.IN_PROGRESS
+    return batch, lease
+
+
+def _left(batch: Batch) -> dict[int, str]:
+    """Write the files; return the codes of the lines that never ran."""
+    assert finalize(batch.pk)
+    batch.refresh_from_db()
+    with storage.opened(File.objects.get(pk=batch.error_file_id).path) as stream:
+        errors = [json.loads(line)["error"] for line in stream]
+    return {error["line"]: error["code"] for error in errors}
+
+
+GIVEN_UP = dict.fromkeys((4, 5, 6), "model_load_failed")
+
+
+@pytest.mark.parametrize(
+    ("end", "status", "code"),
+    [
+        (lambda batch: batch.move(BatchStatus.FINALIZING), BatchStatus.EXPIRED, "batch_expired"),
+        (lambda batch: batch.move(BatchStatus.CANCELLING), BatchStatus.CANCELLED, "batch_cancelled"),
+    ],
+    ids=["expires", "is cancelled"],
+)
+def test_lines_of_a_model_that_was_given_up_failed_however_the_batch_ends(
+    end: Callable[[Batch], None], status: BatchStatus, code: str
+) -> None:
+    batch, lease = _mixed()
+    end(batch)
+    leases.release([lease])
+    assert _left(batch) == {1: code, 3: code} | GIVEN_UP
+    assert (batch.status, batch.completed, batch.failed) == (status, 1, 3)
+    # The shards are gone.
+    assert batch.why_not() == ("model_load_failed", "other: No memory.")
+
+
+def test_a_batch_whose_other_models_finish_is_completed() -> None:
+    batch, lease = _mixed()
+    leases.commit([_result(lease, 1), _result(lease, 3)])
+    assert _left(batch) == GIVEN_UP
+    assert (batch.status, batch.completed, batch.failed) == (BatchStatus.COMPLETED, 3, 3)
+    assert batch.why_not() == ("model_load_failed", "other: No memory.")
+
+
+def test_a_batch_that_is_given_up_after_one_of_its_models_says_why_of_each_line() -> None:
+    batch, lease = _mixed()
+    leases.abort(batch.pk, "engine_unavailable", "It keeps dying.")
+    leases.release([lease])
+    assert _left(batch) == dict.fromkeys((1, 3), "engine_unavailable") | GIVEN_UP
+    assert (batch.status, batch.completed, batch.failed) == (BatchStatus.COMPLETED, 1, 5)
+    assert batch.why_not() == ("engine_unavailable", "It keeps dying.")
+
+
+def test_lines_that_were_cancelled_before_their_model_was_given_up_are_cancelled() -> None:
+    batch = _batch()
+    batch.move(BatchStatus.CANCELLING)
+    leases.abort_model(batch.pk, MODEL, "model_load_failed", "No memory.")
+    assert set(_left(batch).values()) == {"batch_cancelled"}
+    assert (batch.status, batch.failed, batch.abort_code) == (BatchStatus.CANCELLED, 0, "")
 
 
 def test_what_answers_is_not_noted_with_a_batch_that_was_deleted_meanwhile() -> None:

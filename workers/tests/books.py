@@ -25,6 +25,13 @@ from files.models import File
 from vbatch_site.models import Project
 from workers.commits import Commit, Noted
 
+# Why a line that never ran did not, unless its model could not be loaded; a completed batch was ended by its worker.
+LEFT = {
+    BatchStatus.CANCELLED: "batch_cancelled",
+    BatchStatus.EXPIRED: "batch_expired",
+    BatchStatus.COMPLETED: "engine_unavailable",
+}
+
 
 @dataclass
 class Line:
@@ -53,6 +60,7 @@ class Known:
         default_factory=dict
     )  # line -> what was accepted, and whether it is good
     settled: set[int] = field(default_factory=set)  # lines that never run here
+    given_up: set[int] = field(default_factory=set)  # lines whose model could not be loaded
     opened: bool = False
     ended: bool = False
 
@@ -245,11 +253,17 @@ def _check_files(batch: Batch, known: Known) -> None:
                 found = line["response"]["body"]["id"] if line["response"] else line["error"]["message"]
                 assert (found, good) == known.answers[number]
             else:
-                assert line["error"]["code"] in ("batch_cancelled", "batch_expired", batch.abort_code)
+                code = "model_load_failed" if number in known.given_up else LEFT[BatchStatus(batch.status)]
+                assert line["error"]["code"] == code
     failed = sum(not good for _, good in known.answers.values())
     assert batch.completed == len(output)
-    assert batch.failed == failed + (len(left) if batch.abort_code else 0)
-    assert batch.status != BatchStatus.COMPLETED or batch.abort_code or not left
+    assert known.given_up <= left
+    others = left - known.given_up
+    is_aborted = batch.abort_code == LEFT[BatchStatus.COMPLETED]
+    assert batch.failed == failed + len(known.given_up) + (len(others) if is_aborted else 0)
+    assert others or batch.status != BatchStatus.EXPIRED
+    assert batch.status != BatchStatus.COMPLETED or is_aborted or not others
+    assert bool(batch.abort_code) == bool(known.given_up or is_aborted)
     assert ResultIndex.objects.filter(pk=batch.pk).exists()
 
 

@@ -32,7 +32,8 @@ from batches import creation, leases, retrying, steering, sweep
 from batches.locks import lock_key
 from batches.models import Batch, Shard, StaleTransition
 from batches.outcome import Outcome
-from batches.states import TERMINAL, BatchStatus, ShardState
+from batches.planning import unpack
+from batches.states import OPEN_SHARDS, TERMINAL, BatchStatus, ShardState
 from batches.tests.rows import MODEL, new_batch
 from files import uploads
 from files.models import File
@@ -249,10 +250,16 @@ class Machine(Books):
     def give_up(self, pick: int, whole_batch: bool) -> None:
         """Find that a model can't be loaded."""
         if worker := self._worker(pick):
+            batch_id, model = worker.lease.batch_id, worker.lease.model
             if whole_batch:
-                leases.abort(worker.lease.batch_id, "engine_unavailable", "It keeps dying.")
-            else:
-                leases.abort_model(worker.lease.batch_id, worker.lease.model, "model_load_failed", "No memory.")
+                leases.abort(batch_id, "engine_unavailable", "It keeps dying.")
+                return
+            if Batch.objects.filter(pk=batch_id, status=BatchStatus.IN_PROGRESS).exists():
+                known = self.known[batch_id]
+                shards = Shard.objects.filter(batch_id=batch_id, model=model, state__in=OPEN_SHARDS)
+                left = {line.number for packed in shards.values_list("lines", flat=True) for line in unpack(packed)}
+                known.given_up |= left - known.answers.keys()
+            leases.abort_model(batch_id, model, "model_load_failed", "No memory.")
 
     # The clock.
 
