@@ -12,7 +12,7 @@ from psycopg import sql
 
 # Between two looks while nothing rings: for tasks whose worker died, and where the connections go through a pooler
 # that passes no notifications on. A cluster that is to stop notices it so late, too.
-LOOK_SECONDS = 0.5
+LOOK_SECONDS = 1.0
 # Between two tries while the database is away; django-q2 itself would give up for ten seconds.
 AWAY_SECONDS = 1.0
 
