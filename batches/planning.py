@@ -17,6 +17,9 @@ from zlib import crc32
 # Small enough that a crash repeats little and that two workers share one batch; large enough that a claim, two
 # queries, is little beside the work in it.
 SHARD_LINES = 256
+# A shard has at most one part in so many of the lines that are left, so that workers who share a batch end together.
+TAIL_PARTS = 2
+LEAST_SHARD_LINES = 64
 # Repeats of one request stay together, because only lines in one worker's hands can share an answer.
 LARGEST_SHARD_LINES = 4096
 
@@ -121,13 +124,16 @@ class Plan:
     def shards(self, model: str, size: int = SHARD_LINES) -> Iterator[PlannedShard]:
         """Yield the lines in the order they should run, cut into shards; a repeat comes right after its first."""
         packed: list[bytes] = []
+        left = len(self)
         for index in self.order():
             for line in (index, *self._repeats.get(index, ())):
                 packed.append(self._pack(line, index))
                 if len(packed) >= LARGEST_SHARD_LINES:
+                    left -= len(packed)
                     yield PlannedShard(model, len(packed), b"".join(packed))
                     packed = []
-            if len(packed) >= size:
+            if len(packed) >= min(size, max(LEAST_SHARD_LINES, left // TAIL_PARTS)):
+                left -= len(packed)
                 yield PlannedShard(model, len(packed), b"".join(packed))
                 packed = []
         if packed:

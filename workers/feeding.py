@@ -25,9 +25,10 @@ FULL_CACHE = 0.95
 _SMOOTHING = 0.3
 
 # Lines in the runner's hands beyond those in the engine: enough for the time that a claim takes, and a claim is cheap.
+# What is in one worker's hands at the end of a batch another can't help with.
 LEAST_AHEAD = 16
 MOST_AHEAD = 512
-AHEAD_SECONDS = 3.0
+AHEAD_SECONDS = 1.0
 
 _GAUGE = re.compile(r"^vllm:(\w+)(?:\{[^}]*\})? ([-+.\deE]+|NaN)$", re.MULTILINE)
 

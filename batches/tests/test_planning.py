@@ -5,7 +5,17 @@ import time
 import tracemalloc
 from itertools import groupby
 
-from batches.planning import LARGEST_SHARD_LINES, Plan, PlannedLine, by_answer, in_file_order, unpack
+from batches.planning import (
+    LARGEST_SHARD_LINES,
+    LEAST_SHARD_LINES,
+    SHARD_LINES,
+    TAIL_PARTS,
+    Plan,
+    PlannedLine,
+    by_answer,
+    in_file_order,
+    unpack,
+)
 from vbatch_site.tests.speed import slowness
 
 
@@ -65,6 +75,16 @@ def test_a_file_of_one_request_is_still_cut_into_shards() -> None:
     assert max(counts) <= LARGEST_SHARD_LINES
     # Each shard computes the answer once, because its lines may be in another worker's hands.
     assert [len(by_answer(unpack(shard.packed))) for shard in plan.shards("m")] == [1, 1, 1]
+
+
+def test_shards_become_small_towards_the_end_so_that_workers_who_share_a_batch_end_together() -> None:
+    counts = [shard.count for shard in _plan([f"prompt {i}" for i in range(2_000)]).shards("m")]
+    assert sum(counts) == 2_000
+    assert counts[0] == SHARD_LINES
+    for index, count in enumerate(counts):
+        left = sum(counts[index:])
+        assert count <= max(LEAST_SHARD_LINES, left / TAIL_PARTS)
+    assert min(counts[:-1]) == LEAST_SHARD_LINES
 
 
 def _shared_heads(count: int) -> Plan:
