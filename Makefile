@@ -15,8 +15,9 @@ demo: setup
 serve: samples
 	@exec $(PYTHON) manage.py serve
 
+# Servers that tests share belong to files; what takes long comes first (conftest.py).
 test: samples
-	@$(PYTHON) -m pytest $(ARGS)
+	@$(PYTHON) -m pytest $(or $(ARGS),--numprocesses 2 --dist loadfile --no-loadscope-reorder)
 
 # Break a running server on purpose for MINUTES, by the schedule of SEED from its strike FIRST on.
 chaos: samples

@@ -6,8 +6,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
+from django.db import connection
 from django.test import override_settings
 from hypothesis import settings
+from pytest_django.plugin import blocking_manager_key
 
 from files.tests.s3 import S3
 from vbatch_site.tests.servers import Server
@@ -20,6 +22,21 @@ settings.register_profile(
 )
 # What CI has by itself, everywhere: no deadline for a slow machine to miss, and the same cases each time.
 settings.load_profile("ci")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what takes long, so that of two halves that run side by side none is left alone at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
+    """Put back what migrations have written: a test with transactions of its own empties all tables at its end."""
+    yield
+    marker = item.get_closest_marker("django_db")
+    if nextitem is not None and marker is not None and marker.kwargs.get("transaction"):
+        with item.config.stash[blocking_manager_key].unblock():
+            connection.creation.deserialize_db_from_string(connection._test_serialized_contents)  # type: ignore[attr-defined]
 
 
 @pytest.fixture(scope="session", autouse=True)

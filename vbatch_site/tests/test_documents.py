@@ -25,6 +25,8 @@ from vbatch_site.tests.node import cannot
 from vbatch_site.tests.pages import ROOT, TRIED, Block, blocks, name_of, pages, untyped
 from vbatch_site.tests.servers import Server, chat_line, free_port, wait_until
 
+pytestmark = pytest.mark.slow
+
 SECONDS = 180  # for one page or program, on a busy machine
 
 # A refused request ends a block, as it would a careful person's script; what a block sets is there in the next one.

@@ -13,6 +13,8 @@ import pytest
 from vbatch_site import __version__
 from vbatch_site.tests.servers import ROOT, Server, chat_line
 
+pytestmark = pytest.mark.slow
+
 SOURCES = ["vbatch_site", "files", "batches", "workers", "templates", "recipes"]
 PAPERS = ["pyproject.toml", "setup.py", "README.md", "LICENSE"]
 

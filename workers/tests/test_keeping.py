@@ -17,6 +17,8 @@ import pytest
 
 from vbatch_site.tests.servers import ROOT, Server, chat_line, wait_until
 
+pytestmark = pytest.mark.slow
+
 FAST, SLOW = 40, 12
 
 

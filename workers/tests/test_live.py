@@ -18,6 +18,8 @@ from vbatch_site.tests.servers import EMBEDDING_MODEL, MODEL, Server, chat_line,
 from vbatch_site.tests.speed import slowness
 from workers.slot import LOAD_ATTEMPTS
 
+pytestmark = pytest.mark.slow
+
 CHAT = "/v1/chat/completions"
 OTHER = "Qwen/Qwen2.5-0.5B-Instruct"
 

@@ -13,6 +13,8 @@ from openai import OpenAI
 from vbatch_site.tests.servers import EMBEDDING_MODEL, MODEL, ROOT, TERMINAL, Server, chat_line
 from workers import samples
 
+pytestmark = pytest.mark.slow
+
 # Eager mode starts in a third of the time; what is tested here does not depend on it.
 ENGINE = {
     "VBATCH_ENGINE": "vllm",

@@ -12,6 +12,8 @@ import pytest
 from vbatch_site.tests.servers import MODEL, Server, chat_line, wait_until
 from workers.lines import fill_model
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:

@@ -13,6 +13,8 @@ import pytest
 
 from vbatch_site.tests.servers import MODEL, Server, chat_line, free_port, is_alive, wait_until, words_of
 
+pytestmark = pytest.mark.slow
+
 CPU = {"environment": {"VLLM_MODEL": MODEL}, "resources": {"gpu": None}}
 NOT_ENDED = ("pending", "building", "starting", "running")
 

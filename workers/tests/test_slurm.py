@@ -11,6 +11,8 @@ from vbatch_site.tests.servers import MODEL, Server, free_port, is_alive, wait_u
 from workers.tests.slurm import Cluster
 from workers.tests.test_services import CPU, call, engine_of, get, running, start
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def server(slurm: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:

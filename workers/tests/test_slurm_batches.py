@@ -13,6 +13,8 @@ from vbatch_site.tests.servers import MODEL, Server, chat_line, wait_until
 from workers.tests.slurm import Cluster
 from workers.tests.test_services import get
 
+pytestmark = pytest.mark.slow
+
 SMALL = json.dumps({"resources": {"cpu": 1, "memory": "256M", "gpu": None, "time_limit": 30}})
 LINES = 1500
 

@@ -43,6 +43,8 @@ from workers.models import CHAT_ENDPOINTS, ServedModel
 from workers.tests.books import Books, Known, Line, Worker, stored
 from workers.tests.crashing import NEVER, crashing
 
+pytestmark = pytest.mark.slow
+
 MODELS = ("m0", "m1")
 FATES = ("ok", "ok", "500", "lost")  # an answer, an engine's refusal, an engine that died
 MOST_BATCHES = 6  # in one run: what interleaves has to meet

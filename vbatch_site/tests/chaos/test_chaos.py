@@ -19,6 +19,8 @@ from vbatch_site.tests.chaos.tree import Tree
 from vbatch_site.tests.contract.forms import multipart, send_form
 from vbatch_site.tests.servers import chat_line, is_alive, new_database, wait_until
 
+pytestmark = pytest.mark.slow
+
 LINES = 600  # two seconds of work: enough to be hit in the middle of
 TAKEOVER_SECONDS = 15
 STOP_SECONDS = 15

@@ -21,6 +21,8 @@ from vbatch_site.tests.browsers import Watch, chromium, sign_in  # noqa: E402
 from vbatch_site.tests.screens import pages  # noqa: E402
 from vbatch_site.tests.worlds import furnish  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 PATIENCE = 60_000  # milliseconds; the machine may be busy
 
 

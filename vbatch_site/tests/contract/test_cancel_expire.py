@@ -11,6 +11,8 @@ import pytest
 from vbatch_site.tests.contract.forms import assert_refused
 from vbatch_site.tests.servers import Server, chat_line, wait_until
 
+pytestmark = pytest.mark.slow
+
 EXPIRED = {
     "code": "batch_expired",
     "message": "This request could not be executed before the completion window expired.",

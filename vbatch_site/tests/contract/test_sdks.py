@@ -12,6 +12,8 @@ import pytest
 
 from vbatch_site.tests.servers import MODEL, Server
 
+pytestmark = pytest.mark.slow
+
 CLIENTS = Path(__file__).parent / "clients"
 INSTALL_SECONDS = 180
 FLOW_SECONDS = 120
