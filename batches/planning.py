@@ -19,6 +19,7 @@ from zlib import crc32
 SHARD_LINES = 256
 # A shard has at most one part in so many of the lines that are left, so that workers who share a batch end together.
 TAIL_PARTS = 2
+# But not fewer than these: a fast engine would wait for claims, and so few at the end of one worker are soon done.
 LEAST_SHARD_LINES = 64
 # Repeats of one request stay together, because only lines in one worker's hands can share an answer.
 LARGEST_SHARD_LINES = 4096
